@@ -1,0 +1,111 @@
+"""How well a model predicts held-out text, and how close it is to its teacher.
+
+Shapes: B rows, T tokens, C tokens of a chunk, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from tutelage.data.batch import IGNORE, Batch
+from tutelage.data.corpus import Corpus
+from tutelage.kernels.reference import teacher_logits
+from tutelage.student.decoder import Decoder
+from tutelage.teacher.signal import FullSignal
+
+CHUNK = 256  # tokens whose fp32 logits are held at a time
+Scorer = Callable[[Batch], FullSignal]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Means over held-out targets, in nats where they are entropies."""
+
+    loss: float  # the model's cross-entropy
+    perplexity: float
+    reference_loss: float  # the teacher's
+    kl: float  # KL(teacher‖model)
+    agreement: float  # share of positions where both have the same likeliest token
+    acceptance: float  # Σ min(p, q): the share of this model's drafts the teacher would accept
+
+    def metrics(self) -> dict[str, float]:
+        """Plain numbers by name."""
+        return asdict(self)
+
+
+def decoder_scorer(model: Decoder, precision: str = "bf16") -> Scorer:
+    """The student as something that gives its factored distribution for a batch."""
+
+    def score(batch: Batch) -> FullSignal:
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            hidden = model(batch.tokens, positions=batch.positions, segments=batch.segments).hidden
+        head = model.head.bfloat16() if precision == "bf16" else model.head
+        return FullSignal(hidden.to(head.dtype), head)
+
+    return score
+
+
+@torch.no_grad()
+def fidelity(model: Scorer, reference: Scorer, batches: Iterable[Batch], vocab_size: int) -> Fidelity:
+    """Compares `model` with its teacher `reference` at every target of the batches."""
+    sums = torch.zeros(5, dtype=torch.float64)
+    count = 0
+    for batch in batches:
+        keep = batch.targets != IGNORE
+        targets = batch.targets[keep]  # (N,)
+        pairs = [_rows(scorer(batch), keep) for scorer in (model, reference)]
+        count += len(targets)
+        for start in range(0, len(targets), CHUNK):
+            part = slice(start, start + CHUNK)
+            log_q, log_p = (_log_softmax(signal, hidden[part], vocab_size) for signal, hidden in pairs)
+            sums += _compare(log_q, log_p, targets[part]).double().cpu()
+    loss, reference_loss, kl, agreement, acceptance = (sums / max(1, count)).tolist()
+    return Fidelity(loss, math.exp(loss), reference_loss, kl, agreement, acceptance)
+
+
+@torch.no_grad()
+def perplexity_loss(model: Scorer, batches: Iterable[Batch], vocab_size: int) -> float:
+    """The model's cross-entropy in nats per target."""
+    total, count = 0.0, 0
+    for batch in batches:
+        keep = batch.targets != IGNORE
+        signal, hidden = _rows(model(batch), keep)
+        targets = batch.targets[keep]
+        count += len(targets)
+        for start in range(0, len(targets), CHUNK):
+            part = slice(start, start + CHUNK)
+            log_q = _log_softmax(signal, hidden[part], vocab_size)
+            total -= log_q.gather(1, targets[part, None]).double().sum().item()
+    return total / max(1, count)
+
+
+def unigram_loss(corpus: Corpus, batches: Iterable[Batch], vocab_size: int) -> float:
+    """Cross-entropy, in nats per target, of the training text's token frequencies (each counted once more)."""
+    counts = torch.ones(vocab_size, dtype=torch.float64)
+    for packed in corpus.train:
+        counts += torch.bincount(torch.from_numpy(packed.stream.astype("int64")), minlength=vocab_size)
+    log_q = (counts / counts.sum()).log()
+    targets = torch.cat([batch.targets[batch.targets != IGNORE] for batch in batches])
+    return -log_q[targets].mean().item()
+
+
+def _rows(signal: FullSignal, keep: Tensor) -> tuple[FullSignal, Tensor]:
+    return signal, signal.hidden[keep]  # (N, D)
+
+
+def _log_softmax(signal: FullSignal, hidden: Tensor, vocab_size: int) -> Tensor:
+    """`hidden (C, D)` → fp32 log-probabilities of the true vocabulary `(C, V)`."""
+    logits = teacher_logits(hidden, signal.head, signal.bias, signal.scale, signal.cap)
+    return torch.log_softmax(logits[:, :vocab_size].float(), -1)
+
+
+def _compare(log_q: Tensor, log_p: Tensor, targets: Tensor) -> Tensor:
+    """Sums over a chunk, in the order of Fidelity: both losses, KL, agreement, acceptance."""
+    p, q = log_p.exp(), log_q.exp()
+    own, theirs = (-x.gather(1, targets[:, None]).sum() for x in (log_q, log_p))
+    kl = torch.where(p > 0, p * (log_p - log_q), 0).sum()
+    agreement = (log_q.argmax(-1) == log_p.argmax(-1)).sum()
+    return torch.stack((own, theirs, kl, agreement, torch.minimum(p, q).sum()))

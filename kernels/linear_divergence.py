@@ -1,0 +1,260 @@
+"""Head matmul + softmax + divergence, without ever holding the logits of the whole batch.
+
+Large chunks feed the matmuls, small slices the row work: a chunk's logits live in two preallocated buffers in
+the compute dtype, and the softmax arithmetic sweeps a few rows at a time in fp32, so that it stays in cache.
+The gradient is made in the forward pass, from the same logits that gave the value, and written over them.
+
+Shapes: N tokens, C tokens of a chunk, R rows of a slice, V vocabulary, D student width, E teacher width.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tutelage.kernels.reference import IGNORE
+
+KINDS = ("forward_kl",)
+
+
+class LinearDivergence(NamedTuple):
+    """Sums over the rows that count, 0-dim fp32; only `total` carries a gradient."""
+
+    total: Tensor
+    divergence: Tensor
+    cross_entropy: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is the same for every row."""
+
+    temperature: float
+    kd_weight: float
+    ce_weight: float
+    t_scale: float
+    t_cap: float | None
+    vocab_size: int
+    compute_dtype: torch.dtype
+    chunk_size: int
+    slice_rows: int
+    with_grad: bool
+
+
+def linear_divergence(
+    hidden: Tensor,
+    head: Tensor,
+    t_hidden: Tensor | None,
+    t_head: Tensor | None,
+    targets: Tensor,
+    *,
+    kind: str = "forward_kl",
+    temperature: float = 1.0,
+    kd_weight: float = 1.0,
+    ce_weight: float = 0.0,
+    t_bias: Tensor | None = None,
+    t_scale: float = 1.0,
+    t_cap: float | None = None,
+    vocab_size: int | None = None,
+    compute_dtype: torch.dtype | None = None,
+    chunk_size: int = 1024,
+    slice_rows: int = 4,
+) -> LinearDivergence:
+    """`total = kd_weight·τ²·KL(teacher‖student) + ce_weight·CE`, and its parts, in nats summed over rows.
+
+    `hidden (N, D)`, `head (≥V, D)`, `t_hidden (N, E)`, `t_head (≥V, E)`, `targets (N,)`. Rows whose target is
+    IGNORE count for nothing. Head rows from `vocab_size` on are padding: never scored, gradient zero.
+    The teacher's logits are `cap(t_scale·(t_hidden @ t_head.T + t_bias))`; without a teacher (None) the divergence
+    is 0. Matmuls run in `compute_dtype` (default: the autocast dtype, else that of `hidden`), statistics in fp32
+    (fp64 for fp64). Raises ValueError, naming shapes, before any work. arXiv:1503.02531.
+    """
+    vocab_size = head.shape[0] if vocab_size is None else vocab_size
+    _check(hidden, head, t_hidden, t_head, targets, kind, temperature, vocab_size)
+    plan = _Plan(
+        temperature=float(temperature),
+        kd_weight=float(kd_weight),
+        ce_weight=float(ce_weight),
+        t_scale=t_scale,
+        t_cap=t_cap,
+        vocab_size=vocab_size,
+        compute_dtype=compute_dtype or _default_dtype(hidden),
+        chunk_size=chunk_size,
+        slice_rows=slice_rows,
+        # Inside a custom Function grad mode is off, so the decision is made here and handed in.
+        with_grad=torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad),
+    )
+    return LinearDivergence(*_Fused.apply(hidden, head, t_hidden, t_head, t_bias, targets, plan))
+
+
+class _Fused(torch.autograd.Function):
+    """The forward pass makes value and gradients; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        t_hidden: Tensor | None,
+        t_head: Tensor | None,
+        t_bias: Tensor | None,
+        targets: Tensor,
+        plan: _Plan,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        sums, d_hidden, d_head = _sweep(hidden, head, t_hidden, t_head, t_bias, targets, plan)
+        ctx.save_for_backward(d_hidden, d_head)
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_hidden, d_head = ctx.saved_tensors
+        needs_hidden, needs_head = ctx.needs_input_grad[:2]
+        return (
+            (d_hidden * grad_total).to(d_hidden.dtype) if needs_hidden else None,
+            (d_head * grad_total).to(d_head.dtype) if needs_head else None,
+            *(None,) * 5,
+        )
+
+
+def _sweep(
+    hidden: Tensor,
+    head: Tensor,
+    t_hidden: Tensor | None,
+    t_head: Tensor | None,
+    t_bias: Tensor | None,
+    targets: Tensor,
+    plan: _Plan,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None, Tensor | None]:
+    """(total, divergence, cross-entropy, count), d_hidden `(N, D)` and d_head like `head`, chunk by chunk."""
+    dtype, stat = plan.compute_dtype, torch.promote_types(plan.compute_dtype, torch.float32)
+    rows = (targets != IGNORE).nonzero().squeeze(1)  # ignored rows never reach a matmul
+    weight = head.to(dtype)
+    t_weight = None if t_head is None else t_head[: plan.vocab_size].to(dtype)
+    chunk = max(1, min(plan.chunk_size, len(rows)))
+    logits = weight.new_empty(chunk, len(weight))
+    t_logits = None if t_weight is None else weight.new_empty(chunk, plan.vocab_size)
+    d_hidden = torch.zeros_like(hidden) if plan.with_grad else None
+    d_head = torch.zeros_like(head, dtype=torch.promote_types(head.dtype, stat)) if plan.with_grad else None
+    divergence = torch.zeros((), dtype=stat, device=hidden.device)
+    cross_entropy = torch.zeros_like(divergence)
+
+    for start in range(0, len(rows), chunk):
+        picked = rows[start : start + chunk]
+        x = hidden[picked].to(dtype)  # (C, D)
+        s = torch.mm(x, weight.t(), out=logits[: len(picked)])  # (C, V)
+        t = None
+        if t_hidden is not None and t_weight is not None and t_logits is not None:
+            t = torch.mm(t_hidden[picked].to(dtype), t_weight.t(), out=t_logits[: len(picked)])
+            t = _shape_teacher(t, t_bias, plan)
+        kl, ce = _rows(s, t, targets[picked], plan, stat)
+        divergence += kl
+        cross_entropy += ce
+        if d_hidden is not None and d_head is not None:  # s now holds the gradient
+            d_hidden[picked] = torch.mm(s, weight).to(hidden.dtype)
+            d_head += torch.mm(s.t(), x)
+
+    total = plan.kd_weight * plan.temperature**2 * divergence + plan.ce_weight * cross_entropy
+    count = torch.tensor(len(rows), dtype=stat, device=hidden.device)
+    return (
+        (total, divergence, cross_entropy, count),
+        d_hidden,
+        None if d_head is None else d_head.to(head.dtype),
+    )
+
+
+def _rows(s: Tensor, t: Tensor | None, targets: Tensor, plan: _Plan, stat: torch.dtype) -> tuple[Tensor, Tensor]:
+    """KL and CE summed over a chunk `(C, V)`; where a gradient is wanted, writes ∂total/∂logits over `s`.
+
+    ∂(τ²·KL)/∂z = τ(Q_τ − P_τ) and ∂CE/∂z = Q₁ − onehot. At τ = 1 one softmax of the student serves both.
+    """
+    V, tau, kd, ce = plan.vocab_size, plan.temperature, plan.kd_weight, plan.ce_weight
+    divergence = torch.zeros((), dtype=stat, device=s.device)
+    cross_entropy = torch.zeros_like(divergence)
+    buffers = torch.empty(4 if tau == 1 else 5, min(plan.slice_rows, len(s)), V, dtype=stat, device=s.device)
+
+    for start in range(0, len(s), plan.slice_rows):
+        out = s[start : start + plan.slice_rows, :V]  # (R, V)
+        z, z_t, p, grad, *q_tau = (buffer[: len(out)] for buffer in buffers)
+        target = targets[start : start + len(out), None]  # (R, 1)
+        z.copy_(out)
+        q, q_weight = grad, ce
+        log_z = _softmax(z, out=q)
+        cross_entropy += (log_z - z.gather(1, target).squeeze(1)).sum()
+        if t is not None:
+            z_t.copy_(t[start : start + len(out)])
+            if tau == 1:
+                q_weight += kd
+            else:
+                q = q_tau[0]
+                log_z = _softmax(z.div_(tau), out=q)
+                z_t.div_(tau)
+            log_z_t = _softmax(z_t, out=p)
+            divergence += (torch.linalg.vecdot(p, z_t.sub_(z)) - log_z_t + log_z).sum()
+        if plan.with_grad:
+            grad.mul_(q_weight).scatter_add_(1, target, grad.new_full(target.shape, -ce))
+            if t is not None:
+                grad.sub_(p, alpha=kd * tau)
+            if q is not grad:
+                grad.add_(q, alpha=kd * tau)
+            out.copy_(grad)
+    if plan.with_grad:
+        s[:, V:] = 0
+    return divergence, cross_entropy
+
+
+def _softmax(z: Tensor, out: Tensor) -> Tensor:
+    """Writes softmax(z) `(R, V)` to `out` and returns log Σ exp(z) `(R,)`.
+
+    The largest probability is 1/Σ exp(z − max), which gives the sum back without a second exponential.
+    """
+    torch.softmax(z, -1, out=out)
+    return z.amax(-1) - out.amax(-1).log()
+
+
+def _shape_teacher(t: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
+    """The head's bias, scale and cap, in place on `t (C, V)`."""
+    if bias is not None:
+        # A bias of −inf masks a token; a finite floor keeps its 0·(t − s) from being NaN.
+        t.add_(bias[: plan.vocab_size]).clamp_(min=torch.finfo(t.dtype).min / 4)
+    if plan.t_scale != 1:
+        t.mul_(plan.t_scale)
+    return t if plan.t_cap is None else t.div_(plan.t_cap).tanh_().mul_(plan.t_cap)
+
+
+def _default_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _check(
+    hidden: Tensor,
+    head: Tensor,
+    t_hidden: Tensor | None,
+    t_head: Tensor | None,
+    targets: Tensor,
+    kind: str,
+    temperature: float,
+    vocab_size: int,
+) -> None:
+    """ValueError, with shapes, for anything a matmul would fail on or, worse, accept."""
+    shapes = {"hidden": hidden, "head": head, "t_hidden": t_hidden, "t_head": t_head, "targets": targets}
+    seen = ", ".join(f"{name} {tuple(value.shape)}" for name, value in shapes.items() if value is not None)
+    if kind not in KINDS:
+        raise ValueError(f"unknown divergence '{kind}': choose one of {', '.join(KINDS)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
+        raise ValueError(f"hidden (N, D) and head (V, D) must share D: {seen}")
+    if targets.shape != hidden.shape[:1]:
+        raise ValueError(f"targets must be (N,) for hidden (N, D): {seen}")
+    if (t_hidden is None) != (t_head is None):
+        raise ValueError(f"t_hidden and t_head go together: {seen}")
+    if t_hidden is not None and t_head is not None:
+        if t_hidden.shape[:1] != hidden.shape[:1] or t_hidden.shape[1:] != t_head.shape[1:]:
+            raise ValueError(f"t_hidden must be (N, E) and t_head (V, E): {seen}")
+        if len(t_head) < vocab_size:
+            raise ValueError(f"the teacher scores fewer tokens than the vocabulary of {vocab_size}: {seen}")
+    if not 0 < vocab_size <= len(head):
+        raise ValueError(f"vocab_size {vocab_size} does not fit the head: {seen}")

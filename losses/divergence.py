@@ -1,0 +1,52 @@
+"""Cross-entropy with the text and divergence from the teacher, fused.
+
+Shapes: B rows, T tokens, N = B·T, D student width, E teacher width, V vocabulary.
+"""
+
+from torch import Tensor, nn
+
+from tutelage.data.batch import Batch
+from tutelage.kernels.linear_divergence import linear_divergence
+from tutelage.losses.config import LossConfig
+from tutelage.losses.term import LossTerm, Progress
+from tutelage.student.decoder import StudentOutput
+from tutelage.teacher.signal import TeacherSignal
+
+
+class Divergence(nn.Module):
+    """`ce_weight·CE + kd_weight·τ²·KL(teacher‖student)` in nats, summed over targets. arXiv:1503.02531."""
+
+    def __init__(self, config: LossConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.needs = frozenset({"full"}) if config.kd_weight else frozenset()
+
+    def count(self, batch: Batch) -> Tensor:
+        """Targets of the batch."""
+        return batch.count
+
+    def forward(
+        self,
+        output: StudentOutput,
+        head: Tensor,
+        signal: TeacherSignal | None,
+        batch: Batch,
+        progress: Progress,
+    ) -> LossTerm:
+        """`output.hidden (B, T, D)`, `head (≥V, D)`; without a signal only the cross-entropy remains."""
+        config = self.config
+        loss = linear_divergence(
+            output.hidden.flatten(0, 1),  # (N, D)
+            head,
+            None if signal is None else signal.hidden.flatten(0, 1),  # (N, E)
+            None if signal is None else signal.head,
+            batch.targets.flatten(),
+            temperature=config.temperature,
+            kd_weight=config.kd_weight,
+            ce_weight=config.ce_weight,
+            vocab_size=self.vocab_size,
+            t_bias=None if signal is None else signal.bias,
+            t_scale=1.0 if signal is None else signal.scale,
+            t_cap=None if signal is None else signal.cap,
+        )
+        return LossTerm(loss.total, {"ce": loss.cross_entropy, "kl": loss.divergence})

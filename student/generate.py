@@ -1,0 +1,67 @@
+"""Batched generation with any causal LM that has a KV cache.
+
+Shapes: B rows, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tutelage.student.cache import CausalLM
+
+Stop = Callable[[list[int]], bool]
+
+
+@torch.no_grad()
+def generate(
+    model: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop: Stop | None = None,
+    device: str | torch.device = "cpu",
+) -> list[list[int]]:
+    """New tokens of each prompt, without the end-of-text token.
+
+    `temperature` 0 is greedy. `stop` looks at a row's new tokens after each one and ends the row when true. Rows
+    that end leave the batch. Raises ValueError for an empty prompt.
+    """
+    if not all(prompts):
+        raise ValueError("every prompt needs at least one token")
+    counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    padded = [[*prompt, *[eos_id] * (int(counts.max()) - len(prompt))] for prompt in prompts]
+    cache = model.new_cache(len(prompts), int(counts.max()) + max_new_tokens)
+    logits = model.step(torch.tensor(padded, device=device), cache, counts)[:, -1]  # (B, V)
+    sampler = torch.Generator(device=device).manual_seed(seed)
+    done: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))
+    for _ in range(max_new_tokens):
+        tokens = sample(logits, temperature, sampler)  # (B,)
+        kept = []
+        for slot, token in enumerate(tokens.tolist()):
+            new = done[alive[slot]]
+            if token == eos_id:
+                continue
+            new.append(token)
+            if len(new) < max_new_tokens and not (stop and stop(new)):
+                kept.append(slot)
+        if not kept:
+            break
+        if len(kept) < len(alive):
+            rows = torch.tensor(kept, device=device)
+            cache.select(rows)
+            tokens, alive = tokens[rows], [alive[slot] for slot in kept]
+        logits = model.step(tokens[:, None], cache)[:, -1]
+    return done
+
+
+def sample(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """One token per row of `logits (B, V)`: the likeliest at temperature 0, else drawn from softmax(logits / T)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.float() / temperature, -1)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)

@@ -1,0 +1,124 @@
+"""The parts of the decoder. Module names follow Llama and StarCoder2 in transformers, so that weights carry over.
+
+Shapes: B rows, T tokens, D width, H query heads, K key/value heads, Dh head width, L cached tokens.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tutelage.student.cache import KVCache
+from tutelage.student.config import StudentConfig
+
+
+def make_norm(config: StudentConfig) -> nn.Module:
+    """The normalisation this configuration names."""
+    kinds = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
+    return kinds[config.norm](config.d_model, eps=config.norm_eps)
+
+
+def rope_table(positions: Tensor, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin `(B, 1, T, Dh)` of the rotation angles at `positions (B, T)`, in fp32. arXiv:2104.09864."""
+    frequencies = theta ** (-torch.arange(0, d_head, 2, device=positions.device, dtype=torch.float32) / d_head)
+    angles = positions[:, None, :, None].float() * frequencies
+    return torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates each pair (i, i + Dh/2) of `x (B, H, T, Dh)` by its angle; keeps the dtype of `x`."""
+    first, second = x.chunk(2, -1)
+    return (x * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
+
+
+def sinusoids(positions: Tensor, d_model: int) -> Tensor:
+    """Absolute position vectors `(B, T, D)`: sines in even, cosines in odd places. arXiv:1706.03762 §3.5."""
+    rate = torch.exp(torch.arange(0, d_model, 2, device=positions.device) * (-math.log(10_000.0) / d_model))
+    angles = positions[..., None].float() * rate  # (B, T, D/2)
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2)[..., :d_model]
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention."""
+
+    def __init__(self, config: StudentConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.d_head = layer, config.head_size
+        q, kv = config.n_heads * config.head_size, config.n_kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.d_model, q, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.d_model, kv, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.d_model, kv, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q, config.d_model, bias=config.bias)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """`x (B, T, D)` → `(B, T, D)`; `mask (B, 1, T, L)` is True where a key is seen, None for plain causal."""
+        B, T, _ = x.shape
+        q, k, v = (
+            proj(x).view(B, T, -1, self.d_head).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B, H | K, T, Dh)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, K, L, Dh)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return out
+
+
+class SwiGLU(nn.Module):
+    """`down(silu(gate(x)) · up(x))`. arXiv:2002.05202."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, T, D)` → `(B, T, D)`."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class GELU(nn.Module):
+    """`proj(gelu(fc(x)))` with the tanh form of GELU, as StarCoder2 has it."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.c_proj = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, T, D)` → `(B, T, D)`."""
+        out: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return out
+
+
+MLPS = {"swiglu": SwiGLU, "gelu": GELU}
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: StudentConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = make_norm(config)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = MLPS[config.mlp](config)
+        self.dropout = config.dropout
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, T, D)`."""
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), rope, mask, cache))
+        return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -1,0 +1,159 @@
+"""Teachers from transformers: bf16 or 4-bit, from a directory or the hub.
+
+Shapes: B rows, T tokens, E teacher width, V vocabulary.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.data.batch import Batch
+from tutelage.data.tokenizer import Tokenizer
+from tutelage.errors import UserError
+from tutelage.kernels.reference import teacher_logits
+from tutelage.student.cache import CausalLM
+from tutelage.student.decoder import segment_mask
+from tutelage.student.weights import from_huggingface
+from tutelage.teacher.signal import FullSignal, TeacherSpec
+
+log = logging.getLogger(__name__)
+PROBE_SECONDS = 5
+
+
+class HuggingFaceTeacher:
+    """A frozen transformers causal LM. Raises UserError where `hidden @ head.T` cannot give its logits."""
+
+    provides = frozenset({"full"})
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, spec: TeacherSpec, prompt_style: str = "completion") -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.spec, self.prompt_style = tokenizer, spec, prompt_style
+        self.decoder = from_huggingface(model, model.config.to_dict())
+        output = model.get_output_embeddings()
+        self.head: Tensor = output.weight
+        self.bias: Tensor | None = getattr(output, "bias", None)
+        self.scale, self.cap = _scale_and_cap(model.config)
+        _check_logits(self)
+
+    @torch.no_grad()
+    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> FullSignal:
+        """See `Teacher.signal`."""
+        dtype = self.head.dtype
+        hidden_by = torch.zeros((), dtype=dtype, device=batch.tokens.device)
+        mask = hidden_by.masked_fill(~segment_mask(batch.segments), torch.finfo(dtype).min)  # (B, 1, T, T)
+        out = self.model.base_model(
+            input_ids=batch.tokens,
+            attention_mask=mask,
+            position_ids=batch.positions,
+            use_cache=False,
+            output_hidden_states=bool(taps),
+        )
+        tapped = tuple(out.hidden_states[layer + 1] for layer in taps)
+        return FullSignal(out.last_hidden_state, self.head, self.bias, self.scale, self.cap, tapped)
+
+    def generator(self) -> CausalLM:
+        """The same weights in our decoder, whose cache keeps rows apart."""
+        if self.decoder is None:
+            kind = self.model.config.model_type
+            raise UserError(f"cannot generate with {self.spec.name}: {kind} is not of Llama or StarCoder2 arithmetic")
+        return self.decoder
+
+
+def load(
+    name: str, source: str, *, device: str, quantisation: str | None = None, prompt_style: str = "completion"
+) -> HuggingFaceTeacher:
+    """The causal LM at a local directory or hub id: bf16, automatic device map on GPUs; `quantisation` "nf4".
+
+    Raises UserError within seconds where the hub cannot be reached, naming the local choices.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not Path(source).is_dir():
+        check_reachable(source)
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+    if torch.device(device).type != "cpu":
+        options["device_map"] = "auto"
+    if quantisation == "nf4":
+        options["quantization_config"] = _nf4()
+    elif quantisation is not None:
+        raise UserError(f"unknown quantisation '{quantisation}': choose nf4 or none")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        tokenizer = Tokenizer.from_huggingface(AutoTokenizer.from_pretrained(source))
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher {name} cannot be loaded from {source}: {' '.join(str(error).split())}") from error
+    spec = TeacherSpec(
+        name=name,
+        source=Path(source).name if Path(source).is_dir() else source,
+        revision=getattr(model.config, "_commit_hash", None),
+        quantisation=quantisation,
+        n_parameters=model.num_parameters(),
+        vocab_size=tokenizer.vocab_size,
+        d_model=model.config.hidden_size,
+        n_layers=model.config.num_hidden_layers,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+    )
+    return HuggingFaceTeacher(model, tokenizer, spec, prompt_style)
+
+
+def check_reachable(source: str) -> None:
+    """Returns where the hub id is cached or the hub answers for it; raises UserError within seconds otherwise."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(source, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(source, timeout=PROBE_SECONDS)
+    except Exception as error:  # the hub client raises a dozen kinds, all meaning "not from here, not now"
+        raise UserError(
+            f"cannot fetch {source}: not in the local cache, and the hub did not answer ({type(error).__name__});"
+            " choose --teacher smollm2-135m (embedded) or a local directory"
+        ) from error
+
+
+def _nf4() -> Any:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError("4-bit teachers need bitsandbytes: pip install 'tutelage[quant]'") from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _scale_and_cap(config: Any) -> tuple[float, float | None]:
+    """Cohere multiplies its logits, Granite divides them, Gemma-2 caps them."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return scale, getattr(config, "final_logit_softcapping", None)
+
+
+@torch.no_grad()
+def _check_logits(teacher: HuggingFaceTeacher) -> None:
+    """Compares the model's own logits with ours on 16 tokens, so that a head of another kind is refused at load."""
+    name, model = teacher.spec.name, teacher.model
+    if teacher.head.is_meta:
+        raise UserError(f"teacher {name}: its head was offloaded; use a smaller teacher or a device that holds it")
+    if len(teacher.head) < teacher.tokenizer.vocab_size:
+        raise UserError(
+            f"teacher {name}: its head scores {len(teacher.head)} tokens, its tokenizer knows"
+            f" {teacher.tokenizer.vocab_size}: the two do not belong together"
+        )
+    tokens = torch.arange(16, device=teacher.head.device)[None] % teacher.tokenizer.vocab_size
+    theirs = model(input_ids=tokens, use_cache=False).logits.float()
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    ours = teacher_logits(hidden, teacher.head, teacher.bias, teacher.scale, teacher.cap).float()
+    gap = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
+    if not gap < 0.02:
+        raise UserError(
+            f"teacher {name}: hidden @ head.T differs from its logits by {gap:.1%} of their range, so its head does"
+            " something unknown: wrap it in a teacher of your own (README, 'Your own teacher')"
+        )

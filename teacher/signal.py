@@ -1,0 +1,66 @@
+"""What a teacher is and what it says about a batch.
+
+A teacher of your own is any object with these attributes; about twenty lines, see the README.
+
+Shapes: B rows, T tokens, E teacher width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from tutelage.data.batch import Batch
+from tutelage.data.tokenizer import Tokenizer
+from tutelage.student.cache import CausalLM
+from tutelage.student.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """Which teacher this is, as checkpoints and reports record it."""
+
+    name: str
+    source: str
+    revision: str | None
+    quantisation: str | None
+    n_parameters: int
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    tokenizer_fingerprint: str
+
+
+@dataclass(frozen=True)
+class FullSignal:
+    """The whole next-token distribution, factored: logits are `cap(scale·(hidden @ head.T + bias))`.
+
+    `hidden (B, T, E)`, `head (≥V, E)`, `bias (≥V,)`; `taps` are the residual stream after the layers asked for.
+    """
+
+    hidden: Tensor
+    head: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+    taps: tuple[Tensor, ...] = ()
+
+
+TeacherSignal = FullSignal
+
+
+class Teacher(Protocol):
+    """The seam between a teacher and everything that learns from it."""
+
+    spec: TeacherSpec
+    tokenizer: Tokenizer
+    provides: frozenset[str]  # of {"full"}; an objective checks its needs against it before the first step
+    prompt_style: str  # how benchmarks prompt it: "completion" or "chat"
+    decoder: Decoder | None  # its weights in our arithmetic, where that is exact: the source of `--student.init`
+
+    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> TeacherSignal:
+        """Its distribution at every position of the batch; documents of a packed row never see each other."""
+
+    def generator(self) -> CausalLM:
+        """The model to generate with."""

@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""Distil a teacher into a student: `python train.py --teacher smollm2-135m --data stdlib --steps 500`.
+
+text → tokens → packed batch → teacher signal → student hidden → fused loss → optimizer → checkpoint → score:
+`training/parts.py` builds what the configuration names; the loop is here, in reading order.
+"""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tutelage import cli
+from tutelage.errors import UserError
+from tutelage.training.config import RunConfig
+
+if TYPE_CHECKING:  # torch comes after the flags are checked, so that --help and typing errors are quick
+    from tutelage.teacher.signal import Teacher
+    from tutelage.training.checkpoint import TrainingState
+    from tutelage.training.parts import Parts
+
+log = logging.getLogger("tutelage.train")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended: where it lies, the step it reached, and its last row of metrics."""
+
+    path: Path
+    step: int
+    metrics: dict[str, float]
+
+
+def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" = None, **fields: Any) -> Run:
+    """Trains the student that `config` (with `fields` set otherwise) describes, and scores it on held-out text.
+
+    `teacher` is a name, or an object of your own that satisfies `tutelage.teacher.signal.Teacher`. Raises UserError
+    for input that cannot work, before a run directory exists.
+    """
+    from tutelage.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+    from tutelage.training.display import Display
+    from tutelage.training.interrupt import Interrupt
+    from tutelage.training.parts import build
+    from tutelage.training.run_directory import open_run, run_path
+    from tutelage.training.tracking import Tracker
+
+    if isinstance(teacher, str):
+        fields, teacher = {**fields, "teacher": teacher}, None
+    config = replace(config or RunConfig(), **fields)
+    path = run_path(config)
+    parts = build(config, teacher)
+    state = TrainingState(origin=parts.origin)
+    if config.resume:
+        state = load_checkpoint(path, parts.origin, parts.distiller, parts.optimizer)
+    open_run(path, config)
+    last = min(parts.steps, config.stop_after or parts.steps)
+    metrics: dict[str, float] = {}
+    saved = state.step
+
+    with (
+        Tracker(path, config.tracker, state.step) as tracker,
+        Display(parts.steps, state.step) as display,
+        Interrupt() as interrupt,
+    ):
+        meter = Meter(state)
+        while state.step < last and not interrupt.requested:
+            row = train_step(parts, config, state)
+            ends = state.step == parts.steps
+            scored = ends or state.step % config.eval_every == 0
+            if scored:
+                row |= score(parts, config)
+                tracker.log_samples(state.step, samples(parts))
+            if scored or state.step == last or state.step % config.log_every == 0:
+                metrics = row | meter.read(state)
+                tracker.log(state.step, metrics)
+                display.show(state.step, metrics)
+            if state.step % config.checkpoint_every == 0 or state.step == last or interrupt.requested:
+                saved = state.step
+                save_checkpoint(
+                    path, state, parts.distiller, parts.optimizer, parts.teacher.tokenizer, config.keep_last
+                )
+        if interrupt.requested:
+            display.say(f"{interrupt.requested}: saved step {saved}; go on with --resume {path}")
+    return Run(path, state.step, metrics)
+
+
+def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dict[str, float]:
+    """One optimizer step on the rows of `state.step`, which it advances; returns the row of metrics.
+
+    Raises UserError, naming the rows, when more steps were not finite than `config.max_skipped` allows.
+    """
+    from tutelage.losses.term import Progress
+    from tutelage.training.optim import learning_rate, set_learning_rate
+
+    started = time.perf_counter()
+    objective = parts.distiller.objective
+    batch = parts.loader.batch(state.step).to(parts.accelerator.device)
+    counts = objective.counts(batch)  # of the whole step: micro-batches change nothing
+    rate = learning_rate(state.step, parts.steps, config.optim)
+    set_learning_rate(parts.optimizer, rate)
+    sums: dict[str, Any] = {}
+    for piece in batch.split(config.accumulate):
+        signal = parts.teacher.signal(piece) if objective.needs else None
+        loss, logs = parts.wrapped(piece, signal, counts, Progress(state.step, parts.steps))
+        parts.accelerator.backward(loss)
+        sums = {name: value + sums.get(name, 0) for name, value in logs.items()}
+    sums["grad_norm"] = parts.accelerator.clip_grad_norm_(parts.distiller.parameters(), config.optim.clip)
+    row = {f"train/{name}": float(value) for name, value in sums.items()}  # the one read of the device in a step
+    if math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"]):
+        parts.optimizer.step()
+    else:
+        state.skipped += 1
+        rows = ", ".join(f"{key & 2**64 - 1:016x}" for key in batch.keys.tolist())
+        log.warning(
+            "step %d skipped: loss %s, gradient norm %s",
+            state.step,
+            row["train/loss"],
+            row["train/grad_norm"],
+        )
+        if state.skipped > config.max_skipped:
+            raise UserError(
+                f"{state.skipped} steps were not finite, the last one step {state.step} on rows {rows}:"
+                " lower --optim.lr, try --precision fp32, or look at that text"
+            )
+    parts.optimizer.zero_grad()
+    state.step += 1
+    state.tokens += batch.tokens.numel()
+    state.seconds += time.perf_counter() - started
+    return row | {"train/perplexity": math.exp(min(row.get("train/ce", 0.0), 700.0)), "train/lr": rate}
+
+
+def score(parts: "Parts", config: RunConfig) -> dict[str, float]:
+    """The student beside its teacher and a unigram model, on the same held-out rows every time."""
+    from tutelage.data.loader import heldout_batches
+    from tutelage.evaluation.fidelity import decoder_scorer, fidelity, unigram_loss
+
+    batches = list(heldout_batches(parts.corpus, config.batch_size, config.eval_rows))
+    on_device = [batch.to(parts.accelerator.device) for batch in batches]
+    parts.student.eval()
+    result = fidelity(
+        decoder_scorer(parts.student, config.precision), parts.teacher.signal, on_device, parts.vocab_size
+    )
+    parts.student.train()
+    found = {**result.metrics(), "unigram_loss": unigram_loss(parts.corpus, batches, parts.vocab_size)}
+    sizes = {"student": parts.student.config.n_parameters, "teacher": parts.teacher.spec.n_parameters}
+    return {f"eval/{name}": value for name, value in found.items()} | {f"size/{k}": float(v) for k, v in sizes.items()}
+
+
+def samples(parts: "Parts") -> list[Any]:
+    """The prompts of `training/samples.py` completed by both sides."""
+    from tutelage.training.samples import complete, pair
+
+    parts.student.eval()
+    device, tokenizer = parts.accelerator.device, parts.teacher.tokenizer
+    both = [complete(model, tokenizer, device) for model in (parts.teacher.generator(), parts.student)]
+    parts.student.train()
+    return pair(*both)
+
+
+class Meter:
+    """Tokens per second of training proper, since the last reading."""
+
+    def __init__(self, state: "TrainingState") -> None:
+        self.tokens, self.seconds, self.step = state.tokens, state.seconds, state.step
+
+    def read(self, state: "TrainingState") -> dict[str, float]:
+        """The rates since the last reading."""
+        seconds, steps = state.seconds - self.seconds, state.step - self.step
+        rates = {
+            "perf/tokens_per_s": (state.tokens - self.tokens) / max(seconds, 1e-9),
+            "perf/seconds_per_step": seconds / max(steps, 1),
+        }
+        self.tokens, self.seconds, self.step = state.tokens, state.seconds, state.step
+        return rates
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return cli.run(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _command(argv: list[str]) -> None:
+    about = "Distil a code model's next-token distribution into a small decoder of your own."
+    config = cli.parse(RunConfig, argv, prog="train.py", description=about)
+    if config.resume:  # the run's own configuration, under what this command line says
+        recorded = str(Path(config.resume) / "config.yaml")
+        config = cli.parse(RunConfig, ["--config", recorded, *argv], prog="train.py", description=about)
+    if config.dry_run:
+        from tutelage.training.plan import show
+
+        return show(config)
+    run = distill(config)
+    from tutelage.training.display import summary
+
+    summary(run.path, run.step, run.metrics)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Progress on the screen: a bar on a terminal, plain lines elsewhere."""
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+LINE = "loss {train/loss:.3f}  ce {train/ce:.3f}  kl {train/kl:.3f}  {perf/tokens_per_s:,.0f} tokens/s"
+
+
+class Display:
+    """A context that shows each logged step; `say` prints a line without breaking the bar."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self.console = Console(stderr=False, highlight=False)
+        self.steps = steps
+        self.bar = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[line]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not sys.stdout.isatty(),
+        )
+        self.task = self.bar.add_task("train", total=steps, completed=done, line="")
+
+    def __enter__(self) -> "Display":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The newest row of metrics."""
+        values = {key: metrics.get(key, float("nan")) for key in ("train/loss", "train/ce", "train/kl")}
+        rate = metrics["perf/tokens_per_s"]
+        line = LINE.format_map({**values, "perf/tokens_per_s": rate})
+        self.bar.update(self.task, completed=step, line=line)
+        if self.bar.disable:
+            left = (self.steps - step) * metrics["perf/seconds_per_step"]
+            self.say(f"step {step}/{self.steps}  {line}  left {left:,.0f} s")
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+
+def summary(run: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """The end of a run: student, teacher and a unigram model on held-out text, and what to type next."""
+    console = Console(highlight=False)
+    if "eval/loss" in metrics:
+        console.print(_scores(metrics))
+    console.print(f"run   {run} (step {step})", soft_wrap=True)
+    console.print(f"next  python evaluate.py --model {run} --fidelity --latency", soft_wrap=True)
+    console.print(f"      tensorboard --logdir {run}", soft_wrap=True)
+
+
+def _scores(metrics: Mapping[str, float]) -> Table:
+    table = Table(title="held-out text")
+    for column in ("", "parameters", "loss (nats)", "perplexity", "agreement", "acceptance", "tokens/s"):
+        table.add_column(column, justify="right" if column else "left")
+    sizes = [f"{metrics[f'size/{side}']:,.0f}" for side in ("student", "teacher")]
+    close = [f"{metrics[f'eval/{name}']:.1%}" for name in ("agreement", "acceptance")]
+    losses = [metrics[f"eval/{name}"] for name in ("loss", "reference_loss", "unigram_loss")]
+    rows = zip(("student", "teacher", "unigram"), [*sizes, ""], losses, strict=True)
+    for name, size, loss in rows:
+        own = [*close, f"{metrics['perf/tokens_per_s']:,.0f} in training"] if name == "student" else ["", "", ""]
+        table.add_row(name, size, f"{loss:.3f}", f"{math.exp(loss):,.1f}", *own)
+    return table

@@ -1,0 +1,88 @@
+"""What a run would cost, from its configuration alone: nothing is loaded, downloaded or written."""
+
+import time
+
+import torch
+from rich.console import Console
+
+from tutelage.student.config import StudentConfig, resolve
+from tutelage.teacher.registry import TeacherEntry, entry
+from tutelage.training.config import RunConfig
+from tutelage.training.parts import make_accelerator
+
+GIB = 2**30
+EFFICIENCY = 0.5  # of the measured matmul rate that a whole step reaches; `benchmarks/train_step.py` measures it
+CHUNK = 1024  # tokens whose logits `linear_divergence` holds at a time
+
+
+def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device) -> dict[str, str]:
+    """Lines of the plan. Raises UserError where the student cannot be built."""
+    vocab_size = teacher.vocab_size or 49_152
+    student = resolve(config.student, vocab_size, teacher.preset)
+    tokens_per_step = config.batch_size * config.packing.seq_len
+    flops = flops_per_token(student, teacher) * tokens_per_step
+    rate = matmul_rate(device) * EFFICIENCY
+    per_step = flops / rate
+    lines = {
+        "teacher": _teacher_line(config.teacher, teacher),
+        "student": f"{student.n_parameters:,} parameters, {student.n_layers} layers, width {student.d_model},"
+        f" init {config.student.init}",
+        "data": f"{config.data or teacher.data}, rows of {config.packing.seq_len} tokens",
+        "memory": _memory_line(student, teacher, tokens_per_step // config.accumulate),
+        "step": f"{config.batch_size} rows = {tokens_per_step:,} tokens, {flops / 1e12:,.1f} TFLOP,"
+        f" about {per_step:,.2f} s on {device.type} ({rate / 1e12:.2f} TFLOP/s)",
+    }
+    if config.steps:
+        hours = config.steps * per_step / 3600
+        lines["run"] = f"{config.steps:,} steps = {config.steps * tokens_per_step:,} tokens, about {hours:,.2f} hours"
+    else:
+        lines["run"] = f"{config.epochs or 1:g} epochs; the number of steps is known once the data is read"
+    return lines
+
+
+def show(config: RunConfig) -> None:
+    """Prints the plan."""
+    lines = plan(config, entry(config.teacher), make_accelerator(config).device)
+    Console(highlight=False).print("\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True)
+
+
+def flops_per_token(student: StudentConfig, teacher: TeacherEntry) -> float:
+    """Matmul FLOP of one training token: the student three times (forward and two gradients), the teacher once."""
+    table = student.padded_vocab_size * student.d_model
+    trunk = student.n_parameters - table * (1 if student.tie_embeddings else 2)
+    return 6 * (trunk + table) + 2 * teacher.n_parameters
+
+
+def matmul_rate(device: torch.device, size: int = 1024, repeats: int = 8) -> float:
+    """bf16 matmul FLOP/s of the device, measured in a moment."""
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        (a @ b).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def _teacher_line(name: str, teacher: TeacherEntry) -> str:
+    if not teacher.n_parameters:
+        return f"{name}: its size is known once it is downloaded"
+    how = {None: "bf16", "nf4": "4-bit NF4"}[teacher.quantisation]
+    download = f", download {teacher.download_bytes / 1e9:,.1f} GB" if teacher.download_bytes else ", no download"
+    return f"{name} ({teacher.source}): {teacher.n_parameters:,} parameters in {how}{download}"
+
+
+def _memory_line(student: StudentConfig, teacher: TeacherEntry, tokens: int) -> str:
+    state = 16 * student.n_parameters  # fp32 weights, gradients, and AdamW's two moments
+    chunk = min(CHUNK, tokens)
+    loss = 2 * chunk * student.padded_vocab_size * 2 + 8 * student.padded_vocab_size * student.d_model
+    width = 16 * student.d_model + 4 * student.d_ff
+    activations = tokens * student.n_layers * width * 2
+    total = state + loss + activations + teacher.memory_bytes
+    parts = {
+        "teacher": teacher.memory_bytes,
+        "student and optimizer": state,
+        "loss": loss,
+        "activations": activations,
+    }
+    return f"about {total / GIB:,.1f} GiB: " + ", ".join(f"{k} {v / GIB:,.2f}" for k, v in parts.items())

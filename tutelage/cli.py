@@ -1,0 +1,85 @@
+"""Command lines from dataclasses: a field, its type and its docstring are the flag, its check and its help."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+import docstring_parser
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
+
+from tutelage.errors import UserError, unknown
+
+T = TypeVar("T")
+
+
+class _Parser(ArgumentParser):  # type: ignore[misc]  # jsonargparse types this as Any
+    """A parser whose errors are one line that names the flag, the value and the nearest good one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(message.split())
+        if found := re.search(r"[Uu]nrecognized arguments: --([^\s=]+)|Option '([^']+)' is not accepted", line):
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise unknown("flag", f"--{found[1] or found[2]}", flags) from ex
+        if found := re.search(r'key "([^"]+)".*Literal\[([^\]]+)\].*[Vv]alue: (\S+)', line):
+            raise unknown(f"--{found[1]}", found[3], re.findall(r"'([^']+)'", found[2])) from ex
+        if found := re.search(r'key "([^"]+)".*restriction v(\S+(?: and v\S+)?)', line):
+            value = re.search(r"[Vv]alue: (\S+)$|: (\S+) does not conform", line)
+            raise UserError(f"--{found[1]} {value and (value[1] or value[2])}: must be {found[2]}") from ex
+        raise UserError(line) from ex
+
+
+def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, description: str) -> T:
+    """An instance of the dataclass `config` from a command line, and from YAML given by `--config`.
+
+    Nested dataclasses are dotted flags (`--optim.lr`), booleans are bare (`--dry_run`, `--no_dry_run`).
+    Raises UserError naming the flag, the value and the nearest known flag.
+    """
+    parser = _Parser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these same fields.")
+    for name, hint, default, text in _fields(config):
+        if hint is bool:
+            parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix="no_"), default=default, help=text)
+        else:
+            parser.add_argument(f"--{name}", type=hint, default=default, help=text)
+    return _build(config, parser.parse_args(argv))
+
+
+def run(body: Callable[[], int | None]) -> int:
+    """The exit status of a script: 2 and one line on stderr where the input cannot work."""
+    try:
+        return body() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _fields(config: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """Dotted name, type, default and help of every leaf field."""
+    hints = get_type_hints(config, include_extras=True)
+    helps = {param.arg_name: param.description for param in docstring_parser.parse_from_object(config).params}
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _fields(hints[field.name], f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + field.name, hints[field.name], field.default, helps.get(field.name) or ""
+
+
+def _build(config: type[T], values: Namespace) -> T:
+    hints = get_type_hints(config)
+    chosen = {
+        field.name: _build(hints[field.name], values[field.name])
+        if dataclasses.is_dataclass(hints[field.name])
+        else _plain(values[field.name])
+        for field in dataclasses.fields(config)  # type: ignore[arg-type]
+    }
+    return config(**chosen)
+
+
+def _plain(value: Any) -> Any:
+    """A number without jsonargparse's range-checking type, which YAML could not write."""
+    for base in (bool, int, float):
+        if isinstance(value, base):
+            return base(value)
+    return value

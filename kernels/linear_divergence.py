@@ -59,8 +59,8 @@ def linear_divergence(
     t_cap: float | None = None,
     vocab_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
-    chunk_size: int = 1024,
-    slice_rows: int = 4,
+    chunk_size: int = 2048,
+    slice_rows: int = 8,
 ) -> LinearDivergence:
     """`total = kd_weight·τ²·KL(teacher‖student) + ce_weight·CE`, and its parts, in nats summed over rows.
 
@@ -132,7 +132,7 @@ def _sweep(
     rows = (targets != IGNORE).nonzero().squeeze(1)  # ignored rows never reach a matmul
     weight = head.to(dtype)
     t_weight = None if t_head is None else t_head[: plan.vocab_size].to(dtype)
-    chunk = max(1, min(plan.chunk_size, len(rows)))
+    chunk = max(1, -(-len(rows) // max(1, -(-len(rows) // plan.chunk_size))))  # equal ones, none over the limit
     logits = weight.new_empty(chunk, len(weight))
     t_logits = None if t_weight is None else weight.new_empty(chunk, plan.vocab_size)
     d_hidden = torch.zeros_like(hidden) if plan.with_grad else None

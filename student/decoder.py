@@ -30,13 +30,15 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.d_model)
+        table = torch.empty(config.padded_vocab_size, config.d_model)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
         self.lm_head = (
             None if config.tie_embeddings else nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
         )
-        self.initialise()
+        if not table.is_meta:  # a skeleton to load into; drawing on meta would import half of torch besides
+            self.initialise()
 
     def initialise(self) -> None:
         """Normal(0, 0.02); matrices that write to the residual stream shrink by 1/√(2·layers), as GPT-2's do."""

@@ -9,14 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tutelage.kernels.attention import attention
 from tutelage.student.cache import KVCache
 from tutelage.student.config import StudentConfig
 
 
+class RMSNorm(nn.RMSNorm):
+    """`weight · x / √(mean(x²) + eps)`, the mean in fp32 whatever the dtype of `x (…, D)`. arXiv:1910.07467."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, D)` → `(…, D)`."""
+        return self.weight * F.rms_norm(x.float(), self.normalized_shape, eps=self.eps).to(x.dtype)
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
+
+
 def make_norm(config: StudentConfig) -> nn.Module:
     """The normalisation this configuration names."""
-    kinds = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
-    return kinds[config.norm](config.d_model, eps=config.norm_eps)
+    return NORMS[config.norm](config.d_model, eps=config.norm_eps)
 
 
 def rope_table(positions: Tensor, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -27,9 +38,9 @@ def rope_table(positions: Tensor, d_head: int, theta: float) -> tuple[Tensor, Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates each pair (i, i + Dh/2) of `x (B, H, T, Dh)` by its angle; keeps the dtype of `x`."""
+    """Rotates each pair (i, i + Dh/2) of `x (B, H, T, Dh)` by its angle, in the dtype of `x` as Llama does."""
     first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), -1) * sin.to(x.dtype)
 
 
 def sinusoids(positions: Tensor, d_model: int) -> Tensor:
@@ -63,9 +74,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, L, Dh)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        y = attention(q, k, v, mask)
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         return out
 

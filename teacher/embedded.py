@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.files import cache_directory, fault, publish, sha256
+from tutelage.student.weights import from_huggingface, save_student
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ def gguf_file() -> Path:
 
 
 def directory() -> Path:
-    """A transformers directory with the dequantised weights (bf16, 269 MB), made once and hash-checked after."""
+    """A student directory with the dequantised weights (bf16, 269 MB), made once and hash-checked ever after."""
     source = gguf_file()
     target = cache_directory() / f"smollm2-135m-{sha256(source)[:16]}"
     reason = fault(target) if target.exists() else "not there yet"
@@ -45,6 +47,7 @@ def _dequantise(source: Path, target: Path) -> None:
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(gguf_file=source.name, dequantize=True),
     )
-    model.config.quantization_config = None
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
+    decoder = from_huggingface(model, model.config.to_dict())
+    assert decoder is not None, "SmolLM2 is of Llama arithmetic"
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    save_student(decoder, Tokenizer.from_huggingface(tokenizer), target)

@@ -87,9 +87,15 @@ def entry(name: str) -> TeacherEntry:
 def load_teacher(name: str, device: str = "cpu") -> "Teacher":
     """The teacher, frozen and in evaluation mode. Raises UserError where it is unknown or out of reach."""
     known = entry(name)
-    from tutelage.teacher import embedded, huggingface
+    from tutelage.student.weights import is_student
 
-    source = str(embedded.directory()) if name == EMBEDDED else known.source
+    if name == EMBEDDED or is_student(Path(name)):
+        from tutelage.teacher import decoder_teacher, embedded
+
+        path = embedded.directory() if name == EMBEDDED else Path(name)
+        return decoder_teacher.load(name, path, device=device, prompt_style=known.prompt_style)
+    from tutelage.teacher import huggingface
+
     return huggingface.load(
-        name, source, device=device, quantisation=known.quantisation, prompt_style=known.prompt_style
+        name, known.source, device=device, quantisation=known.quantisation, prompt_style=known.prompt_style
     )

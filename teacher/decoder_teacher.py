@@ -1,0 +1,55 @@
+"""A teacher in our own arithmetic: the embedded one, or any student trained here.
+
+Shapes: B rows, T tokens, E teacher width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tutelage.data.batch import Batch
+from tutelage.data.tokenizer import Tokenizer
+from tutelage.student.decoder import Decoder
+from tutelage.student.weights import load_student
+from tutelage.teacher.signal import FullSignal, TeacherSpec
+
+
+@dataclass(frozen=True)
+class DecoderTeacher:
+    """A frozen `Decoder` that teaches."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    spec: TeacherSpec
+    prompt_style: str = "completion"
+    provides: frozenset[str] = frozenset({"full"})
+
+    @torch.no_grad()
+    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> FullSignal:
+        """See `Teacher.signal`."""
+        output = self.decoder(batch.tokens, positions=batch.positions, segments=batch.segments, taps=taps)
+        return FullSignal(output.hidden, self.decoder.head, taps=output.taps)
+
+    def generator(self) -> Decoder:
+        """The decoder itself."""
+        return self.decoder
+
+
+def load(name: str, path: Path, *, device: str, prompt_style: str = "completion") -> DecoderTeacher:
+    """The student at `path` (see `load_student`) as a teacher, in bf16."""
+    student = load_student(path, dtype=torch.bfloat16, device=device)
+    shape = student.model.config
+    spec = TeacherSpec(
+        name=name,
+        source=path.name,
+        revision=None,
+        quantisation=None,
+        n_parameters=shape.n_parameters,
+        vocab_size=shape.vocab_size,
+        d_model=shape.d_model,
+        n_layers=shape.n_layers,
+        tokenizer_fingerprint=student.tokenizer.fingerprint,
+    )
+    return DecoderTeacher(student.model, student.tokenizer, spec, prompt_style)

@@ -8,7 +8,7 @@ Shapes: N tokens, C tokens of a chunk, R rows of a slice, V vocabulary, D studen
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from tutelage.kernels.reference import IGNORE
 KINDS = ("forward_kl",)
 
 
-class LinearDivergence(NamedTuple):
+@dataclass(frozen=True)
+class LinearDivergence:
     """Sums over the rows that count, 0-dim fp32; only `total` carries a gradient."""
 
     total: Tensor
@@ -85,7 +86,8 @@ def linear_divergence(
         # Inside a custom Function grad mode is off, so the decision is made here and handed in.
         with_grad=torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad),
     )
-    return LinearDivergence(*_Fused.apply(hidden, head, t_hidden, t_head, t_bias, targets, plan))
+    sums = _Fused.apply(hidden, head, t_hidden, t_head, t_bias, targets, plan)  # type: ignore[no-untyped-call]
+    return LinearDivergence(*sums)
 
 
 class _Fused(torch.autograd.Function):
@@ -108,7 +110,7 @@ class _Fused(torch.autograd.Function):
         return sums
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
         return (

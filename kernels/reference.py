@@ -56,4 +56,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None = None) -
     if segments is not None:
         visible = visible & (segments[:, None, :, None] == segments[:, None, None, :])
     scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
-    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
+    out: Tensor = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
+    return out

@@ -1,14 +1,16 @@
 """The training objective: losses by name, each divided once by its own count over the whole global batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
 from tutelage.errors import UserError, unknown
 from tutelage.losses.config import LossConfig
 from tutelage.losses.divergence import Divergence
-from tutelage.losses.term import Progress
+from tutelage.losses.term import DistillationLoss, Progress
 from tutelage.student.decoder import StudentOutput
 from tutelage.teacher.signal import Teacher, TeacherSignal
 
@@ -31,7 +33,7 @@ class Objective(nn.Module):
     @property
     def needs(self) -> frozenset[str]:
         """What the teacher must provide; empty where no teacher is needed."""
-        return frozenset().union(*(term.needs for term in self.terms.values()))
+        return frozenset(need for _, loss in self._losses() for need in loss.needs)
 
     def check(self, teacher: Teacher) -> None:
         """Raises UserError where the teacher lacks what a loss needs."""
@@ -40,7 +42,7 @@ class Objective(nn.Module):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss's divisor, from the whole batch of a step (never a micro-batch)."""
-        return {name: term.count(batch).clamp(min=1) for name, term in self.terms.items()}
+        return {name: loss.count(batch).clamp(min=1) for name, loss in self._losses()}
 
     def forward(
         self,
@@ -52,9 +54,13 @@ class Objective(nn.Module):
         progress: Progress,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of the mean loss, and of the logged means."""
-        total, logs = output.hidden.new_zeros((), dtype=counts[next(iter(counts))].dtype).float(), {}
-        for name, term in self.terms.items():
-            result = term(output, head, signal, batch, progress)
-            total = total + result.total / counts[name]
-            logs |= {key: value / counts[name] for key, value in result.logs.items()}
+        total = torch.zeros((), device=head.device)
+        logs: dict[str, Tensor] = {}
+        for name, loss in self._losses():
+            term = loss(output, head, signal, batch, progress)
+            total = total + term.total / counts[name]
+            logs |= {key: value / counts[name] for key, value in term.logs.items()}
         return total, {"loss": total.detach(), **logs}
+
+    def _losses(self) -> Iterable[tuple[str, DistillationLoss]]:
+        return cast(Iterable[tuple[str, DistillationLoss]], self.terms.items())

@@ -3,7 +3,7 @@
 Shapes: B rows, T new tokens, L capacity, K key/value heads, Dh head width.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -71,12 +71,13 @@ class KVCache:
 
 
 class CausalLM(Protocol):
-    """What generation needs of a model; student and teacher both are one."""
+    """What generation needs of a model; student and teacher both are one. The cache is the model's own affair,
+    but for `select(rows)`; that of a `Decoder` also rewinds."""
 
-    def new_cache(self, batch: int, max_len: int) -> KVCache:
+    def new_cache(self, batch: int, max_len: int) -> Any:
         """An empty cache for this model."""
 
-    def step(self, tokens: Tensor, cache: KVCache, counts: Tensor | None = None) -> Tensor:
+    def step(self, tokens: Tensor, cache: Any, counts: Tensor | None = None) -> Tensor:
         """Logits `(B, T, V)` of `tokens (B, T)`, which are appended to the cache.
 
         With `counts (B,)` the rows are right-padded: only their first tokens count, and the logits `(B, 1, V)`

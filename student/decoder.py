@@ -31,7 +31,7 @@ class Decoder(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         table = torch.empty(config.padded_vocab_size, config.d_model)
-        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
+        self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.d_model, _weight=table)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
         self.lm_head = (

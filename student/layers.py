@@ -22,7 +22,7 @@ class RMSNorm(nn.RMSNorm):
         return self.weight * F.rms_norm(x.float(), self.normalized_shape, eps=self.eps).to(x.dtype)
 
 
-NORMS = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
+NORMS: dict[str, type[RMSNorm | nn.LayerNorm]] = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
 
 
 def make_norm(config: StudentConfig) -> nn.Module:

@@ -18,6 +18,7 @@ from tutelage.kernels.reference import teacher_logits
 from tutelage.student.cache import CausalLM
 from tutelage.student.decoder import segment_mask
 from tutelage.student.weights import from_huggingface
+from tutelage.teacher.rowwise import RowwiseLM
 from tutelage.teacher.signal import FullSignal, TeacherSpec
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,8 @@ class HuggingFaceTeacher:
         return FullSignal(out.last_hidden_state, self.head, self.bias, self.scale, self.cap, tapped)
 
     def generator(self) -> CausalLM:
-        """The same weights in our decoder, whose cache keeps rows apart."""
-        if self.decoder is None:
-            kind = self.model.config.model_type
-            raise UserError(f"cannot generate with {self.spec.name}: {kind} is not of Llama or StarCoder2 arithmetic")
-        return self.decoder
+        """The same weights in our decoder, whose cache keeps rows apart; else the model itself, row by row."""
+        return self.decoder or RowwiseLM(self.model, self.spec.vocab_size)
 
 
 def load(
@@ -122,7 +120,7 @@ def _nf4() -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UserError("4-bit teachers need bitsandbytes: pip install 'tutelage[quant]'") from error
-    return BitsAndBytesConfig(
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

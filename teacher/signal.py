@@ -53,11 +53,25 @@ TeacherSignal = FullSignal
 class Teacher(Protocol):
     """The seam between a teacher and everything that learns from it."""
 
-    spec: TeacherSpec
-    tokenizer: Tokenizer
-    provides: frozenset[str]  # of {"full"}; an objective checks its needs against it before the first step
-    prompt_style: str  # how benchmarks prompt it: "completion" or "chat"
-    decoder: Decoder | None  # its weights in our arithmetic, where that is exact: the source of `--student.init`
+    @property
+    def spec(self) -> TeacherSpec:
+        """What it is, for the record."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its vocabulary, which the student shares."""
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Of {"full"}; an objective checks its needs against it before the first step."""
+
+    @property
+    def prompt_style(self) -> str:
+        """How benchmarks put problems to it: "completion" or "chat"."""
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """Its weights in our arithmetic, where that is exact: the source of `--student.init`."""
 
     def signal(self, batch: Batch, taps: Sequence[int] = ()) -> TeacherSignal:
         """Its distribution at every position of the batch; documents of a packed row never see each other."""

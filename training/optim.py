@@ -24,15 +24,16 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     """The rate of step `step` (from 0) of `steps`: linear warm-up, then cosine, or stable and a linear decay."""
+    peak = float(config.lr)
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    floor = config.lr * config.min_lr_fraction
+        return peak * (step + 1) / int(config.warmup_steps)
+    floor = peak * float(config.min_lr_fraction)
     if config.schedule == "cosine":
         done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-        return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    decay_steps = max(1, round(steps * config.decay_fraction))
+        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    decay_steps = max(1, round(steps * float(config.decay_fraction)))
     left = min(1.0, max(0, steps - step) / decay_steps)
-    return floor + (config.lr - floor) * left
+    return floor + (peak - floor) * left
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

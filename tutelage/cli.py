@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import docstring_parser
-from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from tutelage.errors import UserError, unknown
 
 T = TypeVar("T")
 
 
-class _Parser(ArgumentParser):  # type: ignore[misc]  # jsonargparse types this as Any
+class _Parser(ArgumentParser):
     """A parser whose errors are one line that names the flag, the value and the nearest good one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -37,7 +37,7 @@ def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, desc
     Raises UserError naming the flag, the value and the nearest known flag.
     """
     parser = _Parser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these same fields.")
+    parser.add_argument("--config", action="config", help="YAML file of these same fields.")
     for name, hint, default, text in _fields(config):
         if hint is bool:
             parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix="no_"), default=default, help=text)
@@ -61,7 +61,7 @@ def _fields(config: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, Any
     helps = {param.arg_name: param.description for param in docstring_parser.parse_from_object(config).params}
     for field in dataclasses.fields(config):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from _fields(hints[field.name], f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            yield from _fields(hints[field.name], f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, hints[field.name], field.default, helps.get(field.name) or ""
 

@@ -1,0 +1,96 @@
+"""The quickstart's step beside the sum of its unavoidable parts: `python -m benchmarks.train_step`.
+
+The parts, in the same process and on the same rows: the teacher's forward pass, the student trunk's forward and
+backward pass, the four matmuls of the heads (each in the layout the loss uses), and the optimizer. Their sum divided
+by the time of a whole step is the share of the step that nobody could leave out.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import device_line, interleaved, peak_resident
+from tutelage import cli
+from tutelage.training.checkpoint import TrainingState
+from tutelage.training.config import RunConfig
+from tutelage.training.parts import Parts, build
+from tutelage.train import train_step
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    run: str = "configs/quickstart.yaml"
+    """Run configuration."""
+    repeats: int = 5
+    """Timed rounds."""
+    json: bool = False
+    """Print JSON."""
+
+
+def unavoidable(parts: Parts, config: RunConfig) -> dict[str, Callable[[], object]]:
+    """The parts of a step by name."""
+    batch = parts.loader.batch(0)
+    student, teacher = parts.student, parts.teacher
+    rows = batch.targets.flatten() != -100
+    weight = student.head.detach().bfloat16()
+    t_signal = teacher.signal(batch)
+    x, x_t = (torch.randn(int(rows.sum()), width).bfloat16() for width in (weight.shape[1], t_signal.head.shape[1]))
+    logits = torch.empty(len(x), len(weight), dtype=torch.bfloat16)
+
+    def trunk() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = student(batch.tokens, positions=batch.positions, segments=batch.segments).hidden
+        hidden.float().sum().backward()
+        student.zero_grad()
+
+    def matmuls() -> Tensor:
+        torch.mm(x_t, t_signal.head.t(), out=logits)
+        torch.mm(x, weight.t(), out=logits)
+        return torch.mm(logits, weight).sum() + torch.mm(logits.t(), x).sum()
+
+    return {
+        "teacher forward": lambda: teacher.signal(batch),
+        "student trunk forward + backward": trunk,
+        "head matmuls": matmuls,
+        "optimizer": lambda: parts.optimizer.step(),
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Prints the parts, their sum and the ratio."""
+    options = cli.parse(Options, argv, prog="benchmarks.train_step", description=__doc__ or "")
+    config = cli.parse(RunConfig, ["--config", options.run], prog="benchmarks.train_step", description="")
+    parts, state = build(config, None), TrainingState()
+    step = lambda: train_step(parts, config, state)  # noqa: E731
+    step()  # so that the optimizer has its state
+    times = interleaved({"step": step, **unavoidable(parts, config)}, options.repeats)
+    seconds = {name: values[1] for name, values in times.items()}
+    whole = seconds.pop("step")
+    tokens = config.batch_size * config.packing.seq_len
+    result = {
+        "device": device_line(),
+        "seconds": {**seconds, "sum": sum(seconds.values()), "step": whole},
+        "ratio": sum(seconds.values()) / whole,
+        "tokens_per_s": tokens / whole,
+        "peak_resident_bytes": peak_resident(),
+    }
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(result["device"])
+        for name, value in {**seconds, "sum": sum(seconds.values()), "step": whole}.items():
+            print(f"{name:<34}{value:8.3f} s")
+        print(
+            f"sum / step {result['ratio']:.2f}   {tokens / whole:,.0f} tokens/s   peak {peak_resident() / 2**30:.2f} GiB"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(sys.argv[1:])))

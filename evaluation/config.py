@@ -1,0 +1,51 @@
+"""What `evaluate.py` may be asked."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to measure, of which models."""
+
+    model: str | None = None
+    """Run, checkpoint or student directory, or teacher:NAME; several joined by commas (default: the newest run
+    beside its teacher)."""
+    humaneval: bool = False
+    """pass@k on HumanEval, completions executed in a sandbox."""
+    perplexity: bool = False
+    """Loss and perplexity on held-out text."""
+    fidelity: bool = False
+    """KL from the teacher, top-1 agreement and acceptance on held-out text."""
+    latency: bool = False
+    """Time of the prompt and of each token, tokens/s, parameters and bytes."""
+    samples: PositiveInt = 1
+    """Completions per problem."""
+    temperature: NonNegativeFloat = 0.0
+    """Sampling temperature; 0 is greedy."""
+    k: str = "1"
+    """Values of k for pass@k, separated by commas."""
+    limit: PositiveInt | None = None
+    """Only the first problems."""
+    prompt_style: Literal["auto", "completion", "chat"] = "auto"
+    """How problems are put (auto: as the model was trained to be asked)."""
+    max_new_tokens: PositiveInt = 160
+    """Longest completion, in tokens."""
+    batch_size: PositiveInt = 32
+    """Completions generated, or held-out rows scored, together."""
+    allow_weak_sandbox: bool = False
+    """Execute completions even where the machine offers no strong sandbox."""
+    teacher: str | None = None
+    """Teacher to compare with (default: the run's own)."""
+    data: str | None = None
+    """Text whose held-out part is scored (default: the run's own)."""
+    eval_rows: PositiveInt = 128
+    """Held-out rows that are scored."""
+    seed: NonNegativeInt = 0
+    """Seed of the sampled completions."""
+    device: str = "cpu"
+    """Where to run the models."""
+    output_dir: str | None = None
+    """Where results.json and completions go (default: eval/ in the run)."""

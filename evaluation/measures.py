@@ -1,0 +1,89 @@
+"""The measurements by name, and what they share: held-out text and a teacher, loaded once and only if needed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tutelage.data.batch import Batch
+from tutelage.data.corpus import build_corpus
+from tutelage.data.loader import heldout_batches
+from tutelage.data.tokenizer import Tokenizer, check_fingerprint
+from tutelage.evaluation.candidate import TEACHER, Candidate, load_candidate
+from tutelage.evaluation.config import EvaluateConfig
+from tutelage.evaluation.fidelity import fidelity, perplexity_loss
+from tutelage.evaluation.humaneval import run_humaneval
+from tutelage.evaluation.latency import latency
+from tutelage.evaluation.report import Measured
+from tutelage.files import cache_directory
+from tutelage.teacher.registry import entry
+from tutelage.training.config import RunConfig
+
+
+@dataclass
+class Bench:
+    """What the measurements of one call share."""
+
+    config: EvaluateConfig
+    recorded: RunConfig  # of the run under evaluation
+    output: Path
+
+    @property
+    def data(self) -> str:
+        """The sources whose held-out part is scored."""
+        return self.config.data or self.recorded.data or entry(self.recorded.teacher).data
+
+    @cached_property
+    def teacher(self) -> Candidate:
+        """The reference of fidelity."""
+        return load_candidate(TEACHER + (self.config.teacher or self.recorded.teacher), self.config.device)
+
+    def heldout(self, tokenizer: Tokenizer) -> list[Batch]:
+        """Held-out rows in this vocabulary, laid out as in training."""
+        corpus = build_corpus(self.data, tokenizer, self.recorded.packing, cache_directory() / "data")
+        batches = heldout_batches(corpus, self.config.batch_size, self.config.eval_rows)
+        return [batch.to(self.config.device) for batch in batches]
+
+
+def measure_humaneval(candidate: Candidate, bench: Bench, into: Measured) -> None:
+    """pass@k, its intervals, and how the completions ended."""
+    name = candidate.name.replace("/", "_").replace(":", "-")
+    scores = run_humaneval(candidate, bench.config, bench.output / f"humaneval-{name}.jsonl")
+    into.metrics |= {f"humaneval/{key}": value for key, value in scores.metrics.items()}
+    into.intervals |= {f"humaneval/{key}": value for key, value in scores.intervals.items()}
+    into.metrics["humaneval/solved"] = len(scores.solved)
+    into.metrics |= {f"humaneval/{verdict.lower()}": count for verdict, count in scores.verdicts.items()}
+
+
+def measure_perplexity(candidate: Candidate, bench: Bench, into: Measured) -> None:
+    """Loss and perplexity on held-out text."""
+    batches = bench.heldout(candidate.tokenizer)
+    loss = perplexity_loss(candidate.scorer, batches, candidate.tokenizer.vocab_size)
+    into.metrics |= {"perplexity/loss": loss, "perplexity/perplexity": math.exp(loss)}
+
+
+def measure_fidelity(candidate: Candidate, bench: Bench, into: Measured) -> None:
+    """Closeness to the teacher; of the teacher itself there is nothing to say."""
+    if candidate.name == bench.teacher.name:
+        return
+    where = f"{candidate.name} and {bench.teacher.name}"
+    check_fingerprint(bench.teacher.tokenizer.fingerprint, candidate.tokenizer.fingerprint, where)
+    batches = bench.heldout(candidate.tokenizer)
+    found = fidelity(candidate.scorer, bench.teacher.scorer, batches, candidate.tokenizer.vocab_size)
+    into.metrics |= {f"fidelity/{key}": getattr(found, key) for key in ("kl", "agreement", "acceptance")}
+
+
+def measure_latency(candidate: Candidate, bench: Bench, into: Measured) -> None:
+    """Times and sizes."""
+    times = latency(candidate.generator, candidate.tokenizer.vocab_size, bench.config.device)
+    into.metrics |= {"size/parameters": candidate.n_parameters, "size/bytes": candidate.n_bytes}
+    into.metrics |= {f"latency/{key}": value for key, value in times.items()}
+
+
+MEASURES: dict[str, Callable[[Candidate, Bench, Measured], None]] = {
+    "humaneval": measure_humaneval,
+    "perplexity": measure_perplexity,
+    "fidelity": measure_fidelity,
+    "latency": measure_latency,
+}

@@ -1,0 +1,586 @@
+"""The fused loss against the specification in fp64.
+
+Shapes: N tokens, V vocabulary, D student width, E teacher width.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tutelage.kernels import reference
+from tutelage.kernels.linear_divergence import linear_divergence
+from tutelage.kernels.reference import IGNORE
+
+
+@dataclass(frozen=True)
+class Case:
+    hidden: torch.Tensor
+    head: torch.Tensor
+    t_hidden: torch.Tensor | None
+    t_head: torch.Tensor | None
+    targets: torch.Tensor
+
+    @property
+    def args(self):
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def to(self, dtype):
+        floats = {f: getattr(self, f) for f in ("hidden", "head", "t_hidden", "t_head")}
+        return replace(self, **{k: None if v is None else v.detach().to(dtype) for k, v in floats.items()})
+
+    def rows(self, index):
+        t_hidden = None if self.t_hidden is None else self.t_hidden[index]
+        return replace(self, hidden=self.hidden[index], t_hidden=t_hidden, targets=self.targets[index])
+
+    def leaves(self):
+        return replace(self, hidden=self.hidden.detach().requires_grad_(), head=self.head.detach().requires_grad_())
+
+
+def make(N=37, V=101, D=19, E=13, seed=0, ignored=0.25, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, scale=1.0):
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+    targets = torch.randint(V, (N,), generator=generator)
+    targets[torch.rand(N, generator=generator) < ignored] = IGNORE
+    return Case(normal(N, D), normal(V, D, scale=D**-0.5), normal(N, E), normal(V, E, scale=2 * E**-0.5), targets)
+
+
+def specified(case, *, temperature=1.0, kd_weight=1.0, ce_weight=0.0, vocab_size=None, bias=None, scale=1.0, cap=None):
+    """(total, divergence, cross-entropy) in the inputs' dtype, from whole logits."""
+    keep = case.targets != IGNORE
+    logits = (case.hidden[keep] @ case.head.T)[:, :vocab_size]
+    cross_entropy = -logits.log_softmax(-1).gather(1, case.targets[keep, None]).sum()
+    divergence = logits.new_zeros(())
+    if case.t_hidden is not None:
+        teacher = reference.teacher_logits(case.t_hidden[keep], case.t_head[:vocab_size], bias, scale, cap)
+        divergence = reference.forward_kl(logits, teacher, temperature).sum()
+    return kd_weight * temperature**2 * divergence + ce_weight * cross_entropy, divergence, cross_entropy
+
+
+def compare(case, *, rtol=1e-10, atol=1e-12, chunk_size=11, slice_rows=4, **options):
+    """Value, parts and both gradients agree with the specification; returns ours."""
+    renamed = {"bias": "t_bias", "scale": "t_scale", "cap": "t_cap"}
+    truth, ours = case.leaves(), case.leaves()
+    total, divergence, cross_entropy = specified(truth, **options)
+    total.backward()
+    given = {renamed.get(name, name): value for name, value in options.items()}
+    out = linear_divergence(*ours.args, chunk_size=chunk_size, slice_rows=slice_rows, **given)
+    out.total.backward()
+    close = {"rtol": rtol, "atol": atol, "check_dtype": False}
+    torch.testing.assert_close(out.total, total, **close)
+    torch.testing.assert_close(out.divergence, divergence, **close)
+    torch.testing.assert_close(out.cross_entropy, cross_entropy, **close)
+    torch.testing.assert_close(ours.hidden.grad, truth.hidden.grad, **close)
+    torch.testing.assert_close(ours.head.grad, truth.head.grad, **close)
+    assert out.count.item() == int((case.targets != IGNORE).sum())
+    return out, ours
+
+
+def parts(out):
+    return [out.total, out.divergence, out.cross_entropy, out.count]
+
+
+def run(case, **options):
+    """(outputs, d_hidden, d_head) of one forward and backward pass."""
+    case = case.leaves()
+    out = linear_divergence(*case.args, **options)
+    out.total.backward()
+    return out, case.hidden.grad, case.head.grad
+
+
+MIX = {"temperature": 2.0, "kd_weight": 0.8, "ce_weight": 0.2}
+
+
+class Watch(TorchDispatchMode):
+    """Records the shape of every tensor that an operation makes, views of the inputs left out."""
+
+    def __init__(self, *inputs):
+        super().__init__()
+        self.known = {x.untyped_storage().data_ptr() for x in inputs if x is not None}
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in self.known:
+                self.shapes.append(tuple(x.shape))
+        return result
+
+    @property
+    def largest(self):
+        return max(torch.Size(shape).numel() for shape in self.shapes)
+
+
+# --- the value and the gradients -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7, 4.0])
+@pytest.mark.parametrize(("kd_weight", "ce_weight"), [(1.0, 0.0), (0.8, 0.2), (0.0, 1.0), (3.0, 2.0), (0.0, 0.0)])
+def test_equals_the_specification(temperature, kd_weight, ce_weight):
+    compare(make(), temperature=temperature, kd_weight=kd_weight, ce_weight=ce_weight)
+
+
+def test_equals_the_reference_op():
+    case = make()
+    total, divergence, cross_entropy = reference.linear_divergence(*case.args, **MIX)
+    out = linear_divergence(*case.args, **MIX)
+    for ours, theirs in zip(parts(out), (total, divergence, cross_entropy), strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(252, 507, 123, 77), (1, 33, 5, 7), (2, 2, 1, 1), (65, 1, 3, 2), (7, 1000, 16, 48)])
+def test_irregular_shapes(shape):
+    N, V, D, E = shape
+    compare(make(N, V, D, E, ignored=0.0 if N < 5 else 0.3), chunk_size=100, slice_rows=8, **MIX)
+
+
+def test_default_chunks_at_an_irregular_shape():
+    case = make(252, 507, 123, 64)
+    expected = specified(case, **MIX)[0]
+    torch.testing.assert_close(linear_divergence(*case.args, **MIX).total, expected, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_gradcheck(temperature, with_teacher):
+    case = make(N=4, V=6, D=3, E=3).leaves()
+    teacher = (case.t_hidden, case.t_head) if with_teacher else (None, None)
+
+    def total(hidden, head):
+        return linear_divergence(
+            hidden, head, *teacher, case.targets, temperature=temperature, kd_weight=0.6, ce_weight=0.4, chunk_size=2
+        ).total
+
+    assert torch.autograd.gradcheck(total, (case.hidden, case.head))
+
+
+@pytest.mark.parametrize("wanted", ["hidden", "head"])
+def test_one_gradient_alone(wanted):
+    case = make()
+    _, d_hidden, d_head = run(case, **MIX)
+    leaf = getattr(case, wanted).clone().requires_grad_()
+    linear_divergence(*replace(case, **{wanted: leaf}).args, **MIX).total.backward()
+    torch.testing.assert_close(leaf.grad, d_hidden if wanted == "hidden" else d_head)
+
+
+def test_the_teacher_gets_no_gradient():
+    case = make().leaves()
+    t_hidden, t_head = case.t_hidden.clone().requires_grad_(), case.t_head.clone().requires_grad_()
+    linear_divergence(case.hidden, case.head, t_hidden, t_head, case.targets).total.backward()
+    assert t_hidden.grad is None
+    assert t_head.grad is None
+
+
+def test_only_the_total_carries_a_gradient():
+    case = make().leaves()
+    out = linear_divergence(*case.args, **MIX)
+    assert out.total.requires_grad
+    assert not any(part.requires_grad for part in parts(out)[1:])
+    assert all(part.ndim == 0 for part in parts(out))
+
+
+def test_statistics_are_at_least_fp32():
+    for dtype, expected in [(torch.bfloat16, torch.float32), (torch.float32, torch.float32)]:
+        out = linear_divergence(*make(dtype=dtype).args, **MIX)
+        assert {part.dtype for part in parts(out)} == {expected}
+
+
+# --- rows that count -------------------------------------------------------------------------------------------
+
+
+def test_one_row():
+    compare(make(N=1, ignored=0.0), **MIX)
+
+
+def test_all_rows_ignored_is_zero_with_zero_gradients():
+    case = make()
+    case.targets.fill_(IGNORE)
+    out, d_hidden, d_head = run(case, **MIX)
+    assert [part.item() for part in parts(out)] == [0, 0, 0, 0]
+    assert torch.count_nonzero(d_hidden) == 0
+    assert torch.count_nonzero(d_head) == 0
+
+
+def test_no_rows_at_all():
+    out, d_hidden, d_head = run(make(N=0), **MIX)
+    assert [part.item() for part in parts(out)] == [0, 0, 0, 0]
+    assert d_hidden.shape == (0, 19)
+    assert torch.count_nonzero(d_head) == 0
+
+
+def test_ignored_rows_change_nothing_even_when_they_are_nan():
+    case = make()
+    expected = run(case.rows(case.targets != IGNORE), **MIX)
+    ignored = case.targets == IGNORE
+    case.hidden[ignored] = torch.nan
+    case.t_hidden[ignored] = torch.nan
+    out, d_hidden, d_head = run(case, **MIX)
+    torch.testing.assert_close(parts(out), parts(expected[0]))
+    torch.testing.assert_close(d_head, expected[2])
+    torch.testing.assert_close(d_hidden[~ignored], expected[1])
+    assert torch.count_nonzero(d_hidden[ignored]) == 0
+
+
+@pytest.mark.parametrize(("chunk_size", "slice_rows"), [(1, 1), (3, 2), (8, 64), (36, 5), (37, 37), (10_000, 8)])
+def test_chunks_and_slices_are_an_implementation_detail(chunk_size, slice_rows):
+    case = make()
+    whole = run(case, chunk_size=4096, slice_rows=4096, **MIX)
+    cut = run(case, chunk_size=chunk_size, slice_rows=slice_rows, **MIX)
+    torch.testing.assert_close(parts(cut[0]), parts(whole[0]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(cut[1:], whole[1:], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 37])
+def test_micro_batches_sum_to_the_whole_batch(n):
+    case = make()
+    whole, d_hidden, d_head = run(case, **MIX)
+    pieces = [run(case.rows(index), **MIX) for index in torch.arange(37).tensor_split(n)]
+    sums = [sum(values) for values in zip(*(parts(out) for out, _, _ in pieces), strict=True)]
+    torch.testing.assert_close(sums, parts(whole))
+    torch.testing.assert_close(torch.cat([piece[1] for piece in pieces]), d_hidden)
+    torch.testing.assert_close(sum(piece[2] for piece in pieces), d_head)
+
+
+# --- the vocabulary --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_padding_rows_of_the_head_are_never_scored(temperature):
+    options = {**MIX, "temperature": temperature}
+    case = make(V=101)
+    expected = run(case, **options)
+    padded = replace(
+        case,
+        head=torch.cat([case.head, torch.full((27, 19), 50.0, dtype=torch.float64)]),
+        t_head=torch.cat([case.t_head, torch.full((9, 13), 50.0, dtype=torch.float64)]),
+    )
+    out, d_hidden, d_head = run(padded, vocab_size=101, chunk_size=7, **options)
+    torch.testing.assert_close(parts(out), parts(expected[0]))
+    torch.testing.assert_close(d_hidden, expected[1])
+    torch.testing.assert_close(d_head[:101], expected[2])
+    assert torch.equal(d_head[101:], torch.zeros(27, 19, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("biased", [False, True])
+def test_what_a_teacher_does_to_its_logits(scale, cap, biased):
+    case = make()
+    bias = torch.randn(101, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) if biased else None
+    compare(case, bias=bias, scale=scale, cap=cap, **MIX)
+
+
+def test_a_longer_bias_is_cut_to_the_vocabulary():
+    case = make(V=64)
+    bias = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    case.targets.clamp_(max=59)
+    compare(case, bias=None, vocab_size=60, **MIX)
+    ours = linear_divergence(*case.args, t_bias=bias, vocab_size=60, **MIX)
+    torch.testing.assert_close(ours.total, specified(case, bias=bias[:60], vocab_size=60, **MIX)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 2.0])
+def test_a_bias_of_minus_infinity_masks_a_token(dtype, temperature):
+    case = make(dtype=dtype)
+    masked = torch.arange(101) % 3 == 0
+    bias = torch.zeros(101, dtype=dtype).masked_fill(masked, -torch.inf)
+    options = {**MIX, "temperature": temperature}
+    out, d_hidden, d_head = run(case, t_bias=bias, **options)
+    truth = specified(case.to(torch.float64), bias=bias.double(), **options)
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(out.total, truth[0], rtol=tolerance, atol=0, check_dtype=False)
+    assert torch.isfinite(d_hidden).all()
+    assert torch.isfinite(d_head).all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 8.0])
+def test_a_masking_bias_survives_a_scale(scale):
+    case = make(dtype=torch.float32)
+    bias = torch.zeros(101).masked_fill(torch.arange(101) % 3 == 0, -torch.inf)
+    out, d_hidden, _ = run(case, t_bias=bias, t_scale=scale)
+    truth = specified(case.to(torch.float64), bias=bias.double(), scale=scale)[0]
+    torch.testing.assert_close(out.total, truth, rtol=1e-4, atol=0, check_dtype=False)
+    assert torch.isfinite(d_hidden).all()
+
+
+def test_without_a_teacher_it_is_the_cross_entropy():
+    case = replace(make(), t_hidden=None, t_head=None)
+    out, _ = compare(case, temperature=2.0, kd_weight=0.7, ce_weight=0.3)
+    assert out.divergence.item() == 0
+
+
+def test_a_weight_of_zero_still_reports_the_divergence():
+    case = make()
+    out, _ = compare(case, temperature=2.0, kd_weight=0.0, ce_weight=1.0)
+    assert out.divergence > 0
+
+
+def test_temperature_squared_scales_the_divergence_and_not_the_cross_entropy():
+    out = linear_divergence(*make().args, temperature=3.0, kd_weight=1.0, ce_weight=1.0)
+    torch.testing.assert_close(out.total, 9 * out.divergence + out.cross_entropy)
+
+
+# --- q = p and extreme logits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_equal_distributions_give_zero_and_a_zero_gradient(temperature):
+    case = make()
+    same = replace(case, t_hidden=case.hidden, t_head=case.head)
+    out, d_hidden, d_head = run(same, temperature=temperature)
+    assert abs(out.total.item()) < 1e-12
+    assert d_hidden.abs().max() < 1e-14
+    assert d_head.abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_distributions_in_low_precision(dtype):
+    case = make(dtype=dtype)
+    out, d_hidden, _ = run(replace(case, t_hidden=case.hidden, t_head=case.head), temperature=2.0)
+    assert abs(out.divergence.item()) < 1e-5
+    assert d_hidden.abs().max() < 1e-6
+
+
+def on_logits(student, teacher, **options):
+    """The op on given logits: with a head of ones on the diagonal the matmul changes no bit."""
+    eye = torch.eye(student.shape[1])
+    targets = torch.zeros(len(student), dtype=torch.long)
+    return linear_divergence(student, eye, teacher, eye, targets, **options)
+
+
+@pytest.mark.parametrize("noise", [3.0, 0.3, 0.03, 0.003])
+@pytest.mark.parametrize("offset", [0.0, 20.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_kl_error_against_fp64_on_the_same_logits(noise, offset, temperature):
+    """At most 1e-5 relative + 1e-6 a row, however close the two distributions are, as logits of 20 are usual."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(16, 512, generator=generator) * 4
+    student = teacher + noise * torch.randn(16, 512, generator=generator) + offset
+    truth = reference.forward_kl(student.double(), teacher.double(), temperature)
+    for row in range(16):
+        one = slice(row, row + 1)
+        ours = on_logits(student[one], teacher[one], temperature=temperature).divergence.item()
+        assert abs(ours - truth[row].item()) <= 1e-5 * truth[row].item() + 1e-6
+
+
+def test_huge_logits_do_not_overflow():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 64, generator=generator) * 300
+    expected = reference.forward_kl(student.double(), teacher.double()).sum()
+    out = on_logits(student + 1000, teacher - 1000)
+    torch.testing.assert_close(out.divergence.double(), expected, rtol=1e-4, atol=0)
+    nll = -student.double().log_softmax(-1)[:, 0].sum()
+    torch.testing.assert_close(out.cross_entropy.double(), nll, rtol=1e-4, atol=0)
+
+
+def test_production_vocabulary():
+    """V = 49,152 on dyadic numbers, whose logits are exact in fp32, so that only the row work can err."""
+    N, V, D = 3, 49_152, 8
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randint(-8, 9, shape, generator=generator) / 8  # noqa: E731
+    hidden, head, t_hidden = draw(N, D), draw(V, D), draw(N, D)
+    case = Case(hidden, head, t_hidden, head.flip(0).contiguous(), torch.tensor([V - 1, 0, 12_345]))
+    options = {"temperature": 2.0, "kd_weight": 0.8, "ce_weight": 0.2}
+    out, d_hidden, d_head = run(case, **options)
+    truth = case.to(torch.float64).leaves()
+    total, divergence, cross_entropy = specified(truth, **options)
+    total.backward()
+    assert abs(out.divergence.item() - divergence.item()) <= 1e-5 * divergence.item() + N * 1e-6
+    assert abs(out.cross_entropy.item() - cross_entropy.item()) <= 1e-6 * cross_entropy.item()
+    torch.testing.assert_close(d_hidden.double(), truth.hidden.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(d_head.double(), truth.head.grad, rtol=1e-4, atol=1e-8)
+
+
+# --- precision -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-4), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_no_worse_than_plain_arithmetic_in_the_same_dtype(dtype, tolerance, temperature):
+    options = {**MIX, "temperature": temperature}
+    case = make(252, 507, 123, 77, dtype=dtype)
+    truth, eager, ours = case.to(torch.float64).leaves(), case.leaves(), case.leaves()
+    values = [specified(c, **options)[0] for c in (truth, eager)]
+    out = linear_divergence(*ours.args, chunk_size=100, **options)
+    for value in (*values, out.total):
+        value.backward()
+    triples = [
+        (values[0], values[1], out.total),
+        (truth.hidden.grad, eager.hidden.grad, ours.hidden.grad),
+        (truth.head.grad, eager.head.grad, ours.head.grad),
+    ]
+    for exact, plain, fused in triples:
+        allowed = (exact - plain).abs().max() + tolerance * exact.abs().max()
+        assert (exact - fused).abs().max() <= allowed
+    assert ours.hidden.grad.dtype == ours.head.grad.dtype == dtype
+
+
+def test_master_weights_in_fp32_with_bf16_matmuls():
+    case = make(252, 507, 64, 48, dtype=torch.float32)
+    truth = case.to(torch.float64).leaves()
+    specified(truth, **MIX)[0].backward()
+    out, d_hidden, d_head = run(case, compute_dtype=torch.bfloat16, chunk_size=64, **MIX)
+    assert d_head.dtype == d_hidden.dtype == torch.float32
+    assert out.total.dtype == torch.float32
+    for ours, exact in ((d_hidden, truth.hidden.grad), (d_head, truth.head.grad)):
+        assert (ours - exact).abs().max() <= 1e-2 * exact.abs().max()
+
+
+def test_autocast_gives_what_its_dtype_gives():
+    """The autocast dtype is that of the matmuls; statistics stay in fp32 there too."""
+    case = make(dtype=torch.float32)
+    expected = run(case, compute_dtype=torch.bfloat16, **MIX)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, d_hidden, d_head = run(case, **MIX)
+    torch.testing.assert_close(parts(out), parts(expected[0]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close((d_hidden, d_head), expected[1:], rtol=1e-6, atol=1e-6)
+
+
+def test_an_explicit_dtype_wins_over_autocast():
+    case = make(dtype=torch.float32)
+    expected = run(case, **MIX)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, d_hidden, d_head = run(case, compute_dtype=torch.float32, **MIX)
+    torch.testing.assert_close(parts(out), parts(expected[0]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close((d_hidden, d_head), expected[1:], rtol=1e-6, atol=1e-6)
+
+
+# --- habits ----------------------------------------------------------------------------------------------------
+
+
+def test_non_contiguous_inputs():
+    case = make()
+    expected = run(case, **MIX)
+    spread = torch.full((37, 38), torch.nan, dtype=torch.float64)
+    spread[:, ::2] = case.hidden
+    other = replace(
+        case,
+        hidden=spread[:, ::2],
+        head=case.head.t().contiguous().t(),
+        t_hidden=case.t_hidden.t().contiguous().t(),
+        t_head=case.t_head.repeat_interleave(2, 0)[::2],
+        targets=case.targets.repeat_interleave(2)[::2],
+    )
+    out, d_hidden, d_head = run(other, **MIX)
+    torch.testing.assert_close(parts(out), parts(expected[0]))
+    torch.testing.assert_close((d_hidden, d_head), expected[1:])
+
+
+def test_stride_zero_and_scaled_grad_output():
+    case = make()
+    _, d_hidden, d_head = run(case, **MIX)
+    for scale in (0.0, -1.0, 2.5):
+        leaves = case.leaves()
+        total = linear_divergence(*leaves.args, **MIX).total
+        total.expand(3).backward(torch.tensor(scale, dtype=torch.float64).expand(3))
+        torch.testing.assert_close(leaves.hidden.grad, 3 * scale * d_hidden)
+        torch.testing.assert_close(leaves.head.grad, 3 * scale * d_head)
+
+
+def test_repeated_backward_does_not_touch_what_was_saved():
+    case = make().leaves()
+    total = linear_divergence(*case.args, **MIX).total
+    first = torch.autograd.grad(total * 5, (case.hidden, case.head), retain_graph=True)
+    second = torch.autograd.grad(total, (case.hidden, case.head), retain_graph=True)
+    third = torch.autograd.grad(total, (case.hidden, case.head))
+    for five, one, again in zip(first, second, third, strict=True):
+        torch.testing.assert_close(five, 5 * one)
+        assert torch.equal(one, again)
+
+
+def test_gradients_accumulate_through_a_graph():
+    """hidden comes from an earlier layer and the head is tied to it, as in a real decoder."""
+    case = make()
+
+    def total(loss):
+        table, tokens = case.head.clone().requires_grad_(), torch.arange(37)
+        loss(replace(case, hidden=torch.tanh(table[tokens]), head=table)).backward()
+        return table.grad
+
+    ours = total(lambda c: linear_divergence(*c.args, **MIX).total / 7)
+    torch.testing.assert_close(ours, total(lambda c: specified(c, **MIX)[0] / 7))
+
+
+def test_bitwise_repeat():
+    case = make(252, 507, 64, 48, dtype=torch.bfloat16)
+    first, again = (run(case, chunk_size=64, **MIX) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(parts(first[0]), parts(again[0]), strict=True))
+    assert torch.equal(first[1], again[1])
+    assert torch.equal(first[2], again[2])
+
+
+def test_inputs_are_left_as_they_were():
+    case = make()
+    before = [x.clone() for x in case.args]
+    run(case, t_bias=torch.ones(101, dtype=torch.float64), t_scale=2.0, t_cap=3.0, **MIX)
+    assert all(torch.equal(a, b) for a, b in zip(before, case.args, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_never_holds_the_logits_of_all_rows(temperature):
+    N, V, D, chunk = 300, 1000, 8, 64
+    case = make(N, V, D, 8, ignored=0.1, dtype=torch.float32).leaves()
+    with Watch(*case.args) as watch:
+        linear_divergence(*case.args, temperature=temperature, ce_weight=1.0, chunk_size=chunk).total.backward()
+    assert watch.largest <= chunk * V  # which is also more than 5 slices of 8 rows, (V, D) and (N, D)
+
+
+def test_no_grad_makes_no_gradient():
+    N, V, D = 400, 1000, 16
+    case = make(N, V, D, 8, dtype=torch.float32).leaves()
+    with Watch(*case.args) as watch, torch.no_grad():
+        out = linear_divergence(*case.args, chunk_size=32, **MIX)
+    assert not out.total.requires_grad
+    assert (V, D) not in watch.shapes
+    assert (N, D) not in watch.shapes
+    torch.testing.assert_close(out.total, linear_divergence(*case.args, chunk_size=32, **MIX).total)
+
+
+def test_inputs_without_gradients_make_no_gradient():
+    case = make(400, 1000, 16, 8, dtype=torch.float32)
+    with Watch(*case.args) as watch:
+        linear_divergence(*case.args, chunk_size=32, **MIX)
+    assert (1000, 16) not in watch.shapes
+
+
+# --- refusals --------------------------------------------------------------------------------------------------
+
+
+def bad(**changes):
+    return replace(make(N=6, V=10, D=4, E=3), **changes)
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "named"),
+    [
+        (bad(hidden=torch.zeros(6, 5)), {}, ["hidden (6, 5)", "head (10, 4)"]),
+        (bad(hidden=torch.zeros(2, 3, 4)), {}, ["hidden (2, 3, 4)", "head (10, 4)"]),
+        (bad(head=torch.zeros(10)), {}, ["hidden (6, 4)", "head (10,)"]),
+        (bad(targets=torch.zeros(7, dtype=torch.long)), {}, ["targets (7,)", "hidden (6, 4)"]),
+        (bad(targets=torch.zeros(6, 1, dtype=torch.long)), {}, ["targets (6, 1)", "hidden (6, 4)"]),
+        (bad(t_hidden=None), {}, ["t_head (10, 3)"]),
+        (bad(t_head=None), {}, ["t_hidden (6, 3)"]),
+        (bad(t_hidden=torch.zeros(5, 3)), {}, ["t_hidden (5, 3)", "hidden (6, 4)"]),
+        (bad(t_hidden=torch.zeros(6, 2)), {}, ["t_hidden (6, 2)", "t_head (10, 3)"]),
+        (bad(t_head=torch.zeros(9, 3)), {}, ["vocabulary of 10", "t_head (9, 3)"]),
+        (bad(), {"vocab_size": 11}, ["11", "head (10, 4)"]),
+        (bad(), {"vocab_size": 0}, ["0", "head (10, 4)"]),
+        (bad(), {"temperature": 0.0}, ["temperature", "0.0"]),
+        (bad(), {"temperature": -1.0}, ["temperature", "-1.0"]),
+        (bad(), {"temperature": float("nan")}, ["temperature", "nan"]),
+        (bad(), {"kind": "forwards_kl"}, ["forwards_kl", "forward_kl"]),
+        (bad(), {"t_bias": torch.zeros(1)}, ["t_bias (1,)"]),
+        (bad(), {"t_bias": torch.zeros(9)}, ["t_bias (9,)"]),
+    ],
+)
+def test_bad_input_is_refused_with_its_shapes(case, options, named):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        linear_divergence(*case.args, **options)
+    for part in named:
+        assert part in str(error.value)

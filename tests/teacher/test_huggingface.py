@@ -1,0 +1,227 @@
+"""Teachers from transformers checkpoints."""
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tutelage.data.batch import Batch
+from tutelage.data.tokenizer import Tokenizer
+from tutelage.errors import UserError
+from tutelage.kernels.reference import teacher_logits
+from tutelage.student.decoder import Decoder
+from tutelage.student.weights import config_from_huggingface
+from tutelage.teacher import huggingface
+from tutelage.teacher.registry import entry, load_teacher
+
+
+@pytest.fixture(params=["llama_dir", "starcoder_dir", "qwen_dir"])
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+def plain(checkpoint: Path) -> Any:
+    """The checkpoint as transformers alone loads it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
+
+
+@torch.no_grad()
+def test_the_signal_gives_the_models_own_logits_for_each_document_alone(checkpoint: Path, batch: Batch) -> None:
+    model = plain(checkpoint).float()
+    teacher = load_teacher(str(checkpoint))
+    teacher.model.float()  # type: ignore[attr-defined]  # the head follows: the specification in fp32
+    teacher.head = teacher.head.float()  # type: ignore[attr-defined]
+    signal = teacher.signal(batch)
+    logits = teacher_logits(signal.hidden, signal.head, signal.bias, signal.scale, signal.cap)
+    assert logits.std() > 0.3
+    for row in range(len(batch.tokens)):
+        for segment in batch.segments[row].unique():
+            here = batch.segments[row] == segment
+            alone = model(input_ids=batch.tokens[row, here][None]).logits[0]
+            torch.testing.assert_close(logits[row, here], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama_dir", "starcoder_dir"])
+@torch.no_grad()
+def test_the_generator_gives_the_models_own_logits(name: str, request: pytest.FixtureRequest) -> None:
+    checkpoint = request.getfixturevalue(name)
+    teacher = load_teacher(str(checkpoint))
+    teacher.model.float()  # type: ignore[attr-defined]
+    tokens = torch.arange(20)[None]
+    expected = plain(checkpoint).float()(input_ids=tokens).logits
+    generator = teacher.generator()
+    assert generator is teacher.decoder
+    cache = generator.new_cache(1, 32)
+    pieces = [generator.step(part, cache) for part in tokens.split([12, 1, 7], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_spec_says_what_it_is(checkpoint: Path, tokenizer: Tokenizer) -> None:
+    teacher = load_teacher(str(checkpoint))
+    spec = teacher.spec
+    assert spec.n_parameters == sum(p.numel() for p in plain(checkpoint).parameters())
+    assert (spec.source, spec.vocab_size, spec.d_model, spec.n_layers) == (checkpoint.name, 600, 64, 2)
+    assert (spec.quantisation, spec.tokenizer_fingerprint) == (None, tokenizer.fingerprint)
+    assert teacher.provides == {"full"}
+    assert not any(p.requires_grad for p in teacher.model.parameters())  # type: ignore[attr-defined]
+
+
+def test_taps_are_the_residual_stream_after_each_layer(llama_dir: Path, batch: Batch) -> None:
+    teacher = load_teacher(str(llama_dir))
+    signal = teacher.signal(batch, taps=(0, 1))
+    assert teacher.decoder is not None
+    ours = teacher.decoder(batch.tokens, positions=batch.positions, segments=batch.segments, taps=(0, 1))
+    assert len(signal.taps) == 2
+    torch.testing.assert_close(signal.taps[0], ours.taps[0], rtol=0.05, atol=0.05)
+
+
+def test_four_bit_loads_on_a_cpu_and_says_so(llama_dir: Path, batch: Batch) -> None:
+    pytest.importorskip("bitsandbytes")
+    teacher = huggingface.load("small", str(llama_dir), device="cpu", quantisation="nf4")
+    assert teacher.spec.quantisation == "nf4"
+    assert teacher.spec.n_parameters == sum(p.numel() for p in plain(llama_dir).parameters())
+    kinds = {type(module).__name__ for module in teacher.model.modules()}
+    assert "Linear4bit" in kinds
+    signal, exact = teacher.signal(batch), load_teacher(str(llama_dir)).signal(batch)
+    gap = (signal.hidden - exact.hidden).float().norm() / exact.hidden.float().norm()
+    assert 1e-3 < gap < 0.3  # rounded to four bits, and to no fewer
+    cache = teacher.generator().new_cache(1, 8)
+    assert torch.isfinite(teacher.generator().step(torch.tensor([[1, 2, 3]]), cache)).all()
+
+
+def test_an_unknown_quantisation_is_refused(llama_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"int3.*nf4"):
+        huggingface.load("small", str(llama_dir), device="cpu", quantisation="int3")
+
+
+def test_the_real_starcoder_has_our_names_shapes_and_count() -> None:
+    from transformers import Starcoder2Config, Starcoder2ForCausalLM
+
+    config = Starcoder2Config(
+        hidden_size=3072,
+        num_hidden_layers=30,
+        num_attention_heads=24,
+        num_key_value_heads=2,
+        intermediate_size=12288,
+        vocab_size=49152,
+        max_position_embeddings=16384,
+        use_bias=True,
+        rope_theta=999999.4420358813,
+        tie_word_embeddings=True,
+        norm_epsilon=1e-5,
+        sliding_window=4096,
+    )
+    shape = config_from_huggingface(config.to_dict())
+    assert shape is not None
+    with torch.device("meta"):
+        theirs, ours = Starcoder2ForCausalLM(config), Decoder(shape)
+    known = entry("starcoder2-3b")
+    assert theirs.num_parameters() == shape.n_parameters == known.n_parameters == 3_030_371_328
+    assert (known.d_model, known.vocab_size) == (3072, 49152)
+    assert shape.rope_theta == pytest.approx(999999.4420358813)
+    names = {name.removeprefix("model."): p.shape for name, p in theirs.named_parameters()}
+    assert names == {name: p.shape for name, p in ours.named_parameters()}
+
+
+def test_the_real_codellama_has_the_registrys_count() -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(vocab_size=32_000, max_position_embeddings=16384, rope_theta=1e6, tie_word_embeddings=False)
+    shape = config_from_huggingface(config.to_dict())
+    assert shape is not None
+    assert shape.n_parameters == entry("codellama-7b").n_parameters
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 1.5, lambda x: 2 * torch.tanh(x / 2), lambda x: x + 1])
+def test_a_head_that_does_something_unknown_is_refused(
+    llama_dir: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def changed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = forward(self, *args, **kwargs)
+        out.logits = change(out.logits)
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", changed)
+    with pytest.raises(UserError, match=r"hidden @ head\.T differs.*%"):
+        load_teacher(str(llama_dir))
+
+
+def test_known_scales_and_caps_are_carried(tmp_path: Path, save_model: Callable[..., Path], batch: Batch) -> None:
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    config = GraniteConfig(
+        vocab_size=600, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, logits_scaling=4.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    teacher = load_teacher(str(save_model(GraniteForCausalLM(config), tmp_path)))
+    assert teacher.signal(batch).scale == 0.25
+
+
+def test_a_head_smaller_than_the_tokenizer_is_refused(tmp_path: Path, save_model: Callable[..., Path]) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=500, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=2, max_position_embeddings=64)  # fmt: skip
+    folder = save_model(LlamaForCausalLM(config), tmp_path)
+    with pytest.raises(UserError, match=r"500.*600"):
+        load_teacher(str(folder))
+
+
+def copy_of(checkpoint: Path, target: Path) -> Path:
+    for file in checkpoint.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_a_truncated_weight_file_is_a_user_error(llama_dir: Path, tmp_path: Path) -> None:
+    weights = copy_of(llama_dir, tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_teacher(str(tmp_path))
+
+
+def test_a_checkpoint_without_some_weights_is_refused(llama_dir: Path, tmp_path: Path) -> None:
+    """Left alone, transformers would draw them at random and warn."""
+    weights = copy_of(llama_dir, tmp_path) / "model.safetensors"
+    tensors = load_file(weights)
+    gone = "model.layers.1.mlp.up_proj.weight"
+    del tensors[gone]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="up_proj"):
+        load_teacher(str(tmp_path))
+
+
+def test_a_directory_of_another_kind_of_model_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-arithmetic"}))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_teacher(str(tmp_path))
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
+def test_a_hub_out_of_reach_is_said_within_seconds(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    """Once nobody listens, once somebody accepts and never answers."""
+    import huggingface_hub.constants
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if answers:
+            server.listen()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        start = time.perf_counter()
+        with pytest.raises(UserError, match=r"some-org/some-model.*smollm2-135m.*local directory"):
+            load_teacher("some-org/some-model")
+        assert time.perf_counter() - start < 10

@@ -1,0 +1,172 @@
+"""`tutelage.cli`: flags, YAML, and errors of one line."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse.typing import PositiveInt
+
+from tutelage import cli
+from tutelage.errors import UserError
+from tutelage.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner part."""
+
+    rate: float = 0.5
+    """A rate."""
+    fast: bool = False
+    """Be quick."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """All of it."""
+
+    count: PositiveInt = 3
+    """How many."""
+    loud: bool = True
+    """Make noise."""
+    name: str | None = None
+    """What to call it."""
+    inner: Inner = field(default_factory=Inner)
+
+
+def parse(*argv: str) -> Outer:
+    return cli.parse(Outer, list(argv), prog="prog", description="About.")
+
+
+def parse_run(*argv: str) -> RunConfig:
+    return cli.parse(RunConfig, list(argv), prog="train.py", description="About.")
+
+
+def message(*argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_run(*argv)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_no_flags_give_the_defaults() -> None:
+    assert parse() == Outer()
+    assert parse_run() == RunConfig()
+
+
+def test_flags_set_fields_nested_ones_dotted() -> None:
+    assert parse("--count", "5", "--inner.rate=2", "--name", "x") == Outer(5, name="x", inner=Inner(2.0))
+
+
+def test_booleans_are_bare() -> None:
+    assert parse("--no_loud", "--inner.fast") == Outer(loud=False, inner=Inner(fast=True))
+    with pytest.raises(UserError):
+        parse("--inner.fast", "true")
+
+
+@pytest.mark.parametrize("name", ["bias", "qkv_bias", "tie_embeddings"])
+def test_booleans_that_may_be_unset_are_bare_too(name: str) -> None:
+    assert getattr(parse_run().student, name) is None
+    assert getattr(parse_run(f"--student.{name}").student, name) is True
+    assert getattr(parse_run(f"--student.no_{name}").student, name) is False
+
+
+def test_yaml_gives_fields_and_later_flags_win(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("count: 7\nloud: false\ninner:\n  rate: 0.25\n  fast: true\n")
+    given = ["--config", str(tmp_path / "a.yaml")]
+    assert parse(*given) == Outer(7, False, inner=Inner(0.25, True))
+    assert parse(*given, "--inner.rate", "1", "--loud") == Outer(7, inner=Inner(1.0, True))
+
+
+def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
+    config = parse_run("--steps", "9", "--optim.lr", "1e-3", "--student.n_layers", "3", "--gradient_checkpointing")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    assert parse_run("--config", str(tmp_path / "c.yaml")) == config
+    assert (type(config.steps), type(config.optim.lr)) == (int, float)  # a range-checking type has no YAML
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--stepz", "5"], ["--stepz", "--steps"]),
+        (["--student.n_layerz", "5"], ["--student.n_layerz", "did you mean '--student.n_layers'"]),
+        (["--student.init", "layer"], ["--student.init", "'layer'", "did you mean 'layers'"]),
+        (["--precision", "bf61"], ["--precision", "bf61", "bf16"]),
+        (["--tracker", "wandb"], ["wandb", "none", "tensorboard"]),
+        (["--steps", "-5"], ["--steps", "-5", ">0"]),
+        (["--optim.lr", "0"], ["--optim.lr", "0", ">0"]),
+        (["--packing.heldout", "3"], ["--packing.heldout", "3", "0.02"]),
+        (["--steps"], ["--steps", "expected one argument"]),
+        (["extra"], ["extra"]),
+    ],
+)
+def test_errors_name_flag_value_and_way_out(argv: list[str], parts: list[str]) -> None:
+    text = message(*argv)
+    assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize("value", ["abc", "5.5"])
+def test_a_count_that_is_no_number_is_named_briefly(value: str) -> None:
+    text = message("--steps", value)
+    assert "--steps" in text
+    assert value in text
+    assert "Subtypes" not in text
+    assert len(text) < 120
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("stepz: 3", "--steps"),
+        ("student: {n_layerz: 3}", "--student.n_layers"),
+        ("steps: -1", "--steps -1"),
+        ("steps: [1", "config"),
+        ("- a", "config"),
+        ("student: 3", "student"),
+        ("optim: [1, 2]", "optim"),
+    ],
+)
+def test_errors_in_yaml_are_user_errors(content: str, part: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content + "\n")
+    assert part in message("--config", str(path))
+
+
+def test_a_missing_yaml_is_named() -> None:
+    assert "nowhere.yaml" in message("--config", "nowhere.yaml")
+
+
+def test_help_holds_every_field_and_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for part in ("About.", "--count", "How many.", "--inner.rate", "A rate.", "--no_loud"):
+        assert part in shown
+    with pytest.raises(SystemExit):
+        parse_run("--help")
+    assert "None" not in [line.strip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_every_field_of_a_run_has_a_help() -> None:
+    missing = [name for name, _, _, text in cli._fields(RunConfig) if not text.strip()]
+    assert missing == []
+
+
+def test_run_turns_a_user_error_into_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        raise UserError("no such thing: choose another")
+
+    assert cli.run(body) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "error: no such thing: choose another\n")
+
+
+def test_run_passes_status_and_bugs_on() -> None:
+    assert cli.run(lambda: None) == 0
+    assert cli.run(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: 1 // 0)

@@ -1,0 +1,168 @@
+"""The plan of the house: who may import whom, and what stays quick."""
+
+import ast
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("kernels", "data", "student", "teacher", "losses", "training", "evaluation")
+COMMON = ("errors", "cli", "files")
+TOKENIZER_FILES = {"data/tokenizer.py", "data/token_bytes.py", "data/train_tokenizer.py"}
+TRANSFORMERS = {"teacher/huggingface.py", "teacher/rowwise.py", "teacher/embedded.py", *TOKENIZER_FILES}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of everything a file imports, wherever the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the room"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def misplaced(room: str, text: str) -> list[str]:
+    """Imports that this room may not make."""
+    allowed = {*ROOMS[: ROOMS.index(room) + 1], *COMMON}
+    found = []
+    for name in imports(ast.parse(text)):
+        head, _, rest = name.partition(".")
+        if (head == "tutelage" and rest.split(".")[0] not in allowed) or head in ROOMS:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("path", sources(*ROOMS), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_from_rooms_before_it(path: Path) -> None:
+    assert misplaced(path.relative_to(ROOT).parts[0], path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "line", "bad"),
+    [
+        ("kernels", "from tutelage.data.batch import Batch", True),
+        ("data", "def f():\n    import tutelage.training.config", True),
+        ("data", "from tutelage import student", True),
+        ("losses", "import kernels", True),
+        ("losses", "from tutelage import cli\nfrom tutelage.kernels import reference", False),
+    ],
+)
+def test_the_layering_check_sees_what_it_should(room: str, line: str, bad: bool) -> None:
+    assert bool(misplaced(room, line)) == bad
+
+
+def test_common_modules_import_no_room() -> None:
+    for name in COMMON:
+        text = (ROOT / "tutelage" / f"{name}.py").read_text()
+        found = [x for x in imports(ast.parse(text)) if x.startswith("tutelage.")]
+        assert all(x.split(".")[1] in COMMON for x in found), found
+
+
+def top_level_imports(path: Path) -> set[str]:
+    return {name for node in ast.parse(path.read_text()).body for name in _direct(node)}
+
+
+def _direct(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, ast.ImportFrom | ast.Import):
+        yield from imports(node)
+
+
+def test_modules_do_not_import_in_a_circle() -> None:
+    modules = {f"tutelage.{'.'.join(p.relative_to(ROOT).with_suffix('').parts)}": p for p in sources(*ROOMS)}
+    graph = {
+        name: {known for found in top_level_imports(path) for known in modules if f"{found}.".startswith(f"{known}.")}
+        for name, path in modules.items()
+    }
+    assert sum(map(len, graph.values())) > 50, "the graph lost its edges"
+    TopologicalSorter(graph).prepare()  # raises CycleError naming the circle
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_room_is_a_relative_link_without_init(room: str) -> None:
+    link = ROOT / "tutelage" / room
+    assert link.is_symlink()
+    assert os.readlink(link) == f"../{room}"
+    assert not list((ROOT / room).rglob("__init__.py"))
+
+
+def test_transformers_is_imported_only_where_it_must_be() -> None:
+    scripts = [ROOT / "train.py", ROOT / "evaluate.py", *(ROOT / "tutelage").glob("*.py")]
+    found = {
+        str(path.relative_to(ROOT))
+        for path in [*sources(*ROOMS), *scripts]
+        if any(name.split(".")[0] == "transformers" for name in imports(ast.parse(path.read_text())))
+    }
+    assert "teacher/huggingface.py" in found
+    assert found <= TRANSFORMERS
+
+
+@pytest.mark.parametrize("path", sources("teacher", "losses", "training"), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_module_has_a_test_of_its_name(path: Path) -> None:
+    assert (ROOT / "tests" / path.parent.name / f"test_{path.name}").is_file()
+
+
+def python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, **options
+    )  # type: ignore[call-overload,no-any-return]
+
+
+def test_the_rooms_hide_nobodys_package(tmp_path: Path) -> None:
+    for name in ("kernels", "data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("REAL = True\n")
+    code = (
+        f"import sys; sys.path[:1] = [{str(ROOT)!r}, {str(tmp_path)!r}]; import kernels, data; "
+        "print(kernels.REAL and data.REAL)"
+    )
+    assert python(code).stdout == "True\n"
+
+
+def test_transformers_can_be_imported_from_the_repository() -> None:
+    done = python("import transformers; print(transformers.PretrainedConfig.__name__)")
+    assert (done.returncode, done.stdout.endswith("Config\n")) == (0, True), done.stderr
+
+
+def test_import_tutelage_is_light() -> None:
+    heavy = "('torch', 'transformers', 'numpy', 'accelerate', 'jsonargparse')"
+    done = python(f"import sys, tutelage; print([m for m in {heavy} if m in sys.modules], tutelage.__version__)")
+    assert done.stdout.startswith("[] 0."), done.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_is_quick_and_needs_no_torch(script: str) -> None:
+    command = [sys.executable, "-X", "importtime", script, "--help"]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=True)
+    seconds = time.perf_counter() - start
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "jsonargparse" in modules
+    assert not modules & {"torch", "transformers", "datasets", "accelerate", "tokenizers"}
+    assert "--config" in done.stdout
+    assert seconds < 3
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_a_script_does_nothing_on_import(script: str, tmp_path: Path) -> None:
+    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.chdir({str(tmp_path)!r}); import {script}; "
+    done = python(code + "print('torch' in sys.modules, os.listdir())")
+    assert (done.stdout, done.stderr) == ("False []\n", "")
+
+
+def test_the_three_public_functions_exist() -> None:
+    import tutelage
+
+    assert all(callable(getattr(tutelage, name)) for name in tutelage.__all__)
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = tutelage.nothing_here

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from benchmarks.timing import device_line, interleaved, peak_resident
 from tutelage import cli
+from tutelage.train import train_step
 from tutelage.training.checkpoint import TrainingState
 from tutelage.training.config import RunConfig
 from tutelage.training.parts import Parts, build
-from tutelage.train import train_step
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,8 @@ def main(argv: list[str]) -> int:
         print(result["device"])
         for name, value in {**seconds, "sum": sum(seconds.values()), "step": whole}.items():
             print(f"{name:<34}{value:8.3f} s")
-        print(
-            f"sum / step {result['ratio']:.2f}   {tokens / whole:,.0f} tokens/s   peak {peak_resident() / 2**30:.2f} GiB"
-        )
+        peak = f"peak {peak_resident() / 2**30:.2f} GiB"
+        print(f"sum / step {result['ratio']:.2f}   {tokens / whole:,.0f} tokens/s   {peak}")
     return 0
 
 

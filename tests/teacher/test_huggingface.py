@@ -93,7 +93,7 @@ def test_four_bit_loads_on_a_cpu_and_says_so(llama_dir: Path, batch: Batch) -> N
     assert "Linear4bit" in kinds
     signal, exact = teacher.signal(batch), load_teacher(str(llama_dir)).signal(batch)
     gap = (signal.hidden - exact.hidden).float().norm() / exact.hidden.float().norm()
-    assert 1e-3 < gap < 0.3  # rounded to four bits, and to no fewer
+    assert 0.01 < gap < 0.6  # rounded to four bits: visible, and still the same model
     cache = teacher.generator().new_cache(1, 8)
     assert torch.isfinite(teacher.generator().step(torch.tensor([[1, 2, 3]]), cache)).all()
 

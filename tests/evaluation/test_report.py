@@ -1,0 +1,28 @@
+"""What programs and people read."""
+
+import json
+
+from tutelage.evaluation.report import Measured, show, write_results
+
+
+def models():
+    one = Measured({"humaneval/pass@1": 0.055, "size/parameters": 1234567}, {"humaneval/pass@1": (0.02, 0.1)})
+    return {"student": one, "teacher:x": Measured({"perplexity/loss": 2.5})}
+
+
+def test_results_are_plain_numbers_by_model(tmp_path):
+    write_results(tmp_path / "eval" / "results.json", models(), {"samples": 1})
+    found = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert found["models"]["student"] == {
+        "metrics": {"humaneval/pass@1": 0.055, "size/parameters": 1234567},
+        "intervals": {"humaneval/pass@1": [0.02, 0.1]},
+    }
+    assert found["settings"] == {"samples": 1}
+
+
+def test_the_table_has_a_column_per_model_and_a_row_per_metric_that_someone_has(capsys):
+    show(models())
+    printed = capsys.readouterr().out
+    for text in ("student", "teacher:x", "5.5%", "2.0%–10.0%", "1,234,567", "2.500"):
+        assert text in printed
+    assert "KL from teacher" not in printed

@@ -1,0 +1,86 @@
+"""`evaluate` end to end on a tiny run: what it chooses, writes and refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tutelage import distill, evaluate
+from tutelage.errors import UserError
+from tutelage.evaluation.config import EvaluateConfig
+from tutelage.evaluation.run import choose_models
+
+
+@pytest.fixture
+def run(make_config):
+    """A tiny run."""
+    return distill(make_config(steps=3, output_dir=str(Path(make_config().output_dir).parent / "runs" / "tiny"))).path
+
+
+@pytest.fixture
+def teacher(make_config):
+    """Its teacher, as evaluate names it."""
+    return f"teacher:{make_config().teacher}"
+
+
+def test_a_run_beside_its_teacher(run, teacher):
+    models = evaluate(model=f"{run},{teacher}", perplexity=True, fidelity=True, latency=True, eval_rows=4)
+    student, reference = models[run.name].metrics, models[teacher].metrics
+    assert {"perplexity/loss", "fidelity/kl", "fidelity/agreement", "fidelity/acceptance"} <= student.keys()
+    assert 0 < student["fidelity/acceptance"] < 1
+    assert "fidelity/kl" not in reference
+    assert reference["latency/token_ms_p50"] > 0
+    assert student["size/bytes"] == pytest.approx(2 * student["size/parameters"])
+    written = json.loads((run / "eval" / "results.json").read_text())
+    assert written["models"][run.name]["metrics"] == student
+    assert written["settings"]["eval_rows"] == 4
+    assert written["settings"]["environment"]["torch"]
+
+
+def test_perplexity_is_that_of_training(run):
+    trained = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    [found] = evaluate(model=str(run), perplexity=True, eval_rows=4).values()
+    assert found.metrics["perplexity/loss"] == pytest.approx(trained["eval/loss"], rel=5e-3)  # bf16 against fp32
+
+
+def test_humaneval_of_an_untrained_student_is_zero_and_kept(run, tmp_path):
+    models = evaluate(
+        model=str(run), humaneval=True, limit=2, max_new_tokens=8, output_dir=str(tmp_path), allow_weak_sandbox=True
+    )
+    assert models[run.name].metrics["humaneval/pass@1"] == 0
+    assert models[run.name].intervals["humaneval/pass@1"][0] == 0
+    assert len((tmp_path / "eval" / "humaneval-tiny.jsonl").read_text().splitlines()) == 2
+
+
+def test_by_default_the_newest_run_and_its_teacher(run, teacher, monkeypatch):
+    monkeypatch.chdir(run.parent.parent)
+    names, home = choose_models(EvaluateConfig())
+    assert home == Path("runs") / "tiny"
+    assert names == [str(home), teacher]
+
+
+def test_nothing_to_measure_is_an_error():
+    with pytest.raises(UserError, match="--humaneval"):
+        evaluate(model="teacher:smollm2-135m")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model", "nowhere", "--latency"], "nowhere"),
+        (["--model", "teacher:smollm", "--latency"], "did you mean 'smollm2-135m'"),
+        (["--humanevall"], "did you mean '--humaneval'"),
+        (["--humaneval", "--samples", "-1"], "--samples -1"),
+        (["--model", "teacher:smollm2-135m", "--humaneval", "--k", "10"], "--k 10"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(flags, words, root, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(root / "evaluate.py"), *flags], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert list(tmp_path.iterdir()) == []

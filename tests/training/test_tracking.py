@@ -1,0 +1,107 @@
+"""What a run writes down, read back with TensorBoard's own reader."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tutelage.training.tracking import Sample, Tracker, clean, indent, side_by_side
+
+HOSTILE = (
+    "<script>alert(1)</script>\n![](http://x/y.png)\n\x1b[31mred\x1b[0m \x1b]0;title\x07\r\x08"
+    ' [a](javascript:x)\u2028<img src="http://x">\x85<b>\x0c# x'
+)
+
+
+def rows(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(run: Path):  # type: ignore[no-untyped-def]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run / "tensorboard")).Reload()
+
+
+def text_of(found, tag: str) -> str:  # type: ignore[no-untyped-def]
+    from tensorboard.util import tensor_util
+
+    return str(tensor_util.make_ndarray(found.Tensors(tag)[0].tensor_proto)[0].decode())
+
+
+def test_scalars_and_samples_reach_tensorboard(tmp_path: Path) -> None:
+    sample = Sample("def f():\n", "teacher said", "student said")
+    with Tracker(tmp_path, "tensorboard", 0) as tracker:
+        tracker.log(1, {"train/loss": 2.5, "perf/tokens_per_s": 10.0})
+        tracker.log(2, {"train/loss": 1.5})
+        tracker.log_samples(2, [sample])
+    found = events(tmp_path)
+    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(1, 2.5), (2, 1.5)]
+    assert [e.value for e in found.Scalars("perf/tokens_per_s")] == [10.0]
+    [tag] = found.Tags()["tensors"]
+    shown = text_of(found, tag)
+    assert "def f():" in shown
+    assert "teacher said" in shown
+    assert "student said" in shown
+    assert (tmp_path / "samples" / "step-2.md").read_text().strip("\n") == shown.strip("\n")
+
+
+def test_text_cannot_become_markup_or_reach_the_terminal(tmp_path: Path) -> None:
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    with Tracker(tmp_path, "tensorboard", 0) as tracker:
+        tracker.log_samples(1, [Sample(HOSTILE, HOSTILE, HOSTILE)])
+    found = events(tmp_path)
+    shown = text_of(found, found.Tags()["tensors"][0])
+    for text in (shown, (tmp_path / "samples" / "step-1.md").read_text()):
+        assert all(line.startswith("    ") for line in text.splitlines() if line)
+        assert not [c for c in text if ord(c) < 32 and c != "\n"]
+    html = markdown_to_safe_html(shown)
+    assert not [tag for tag in ("<script", "<img", "<a ", "<b>", "<h1") if tag in html]
+    assert "&lt;script" in html
+
+
+def test_a_number_that_is_none_is_null(tmp_path: Path) -> None:
+    with Tracker(tmp_path, "none", 0) as tracker:
+        tracker.log(3, {"a": float("nan"), "b": float("inf"), "c": 1.0})
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert rows(tmp_path) == [{"step": 3, "a": None, "b": None, "c": 1.0}]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_rows_after_the_step_it_goes_on_from_are_dropped(tmp_path: Path) -> None:
+    with Tracker(tmp_path, "none", 0) as tracker:
+        for step in range(1, 6):
+            tracker.log(step, {"x": float(step)})
+    with Tracker(tmp_path, "none", 3) as tracker:
+        tracker.log(4, {"x": 40.0})
+    assert [(row["step"], row["x"]) for row in rows(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_a_torn_last_row_does_not_stop_a_resumed_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "x": 1.0}\n{"step": 2, "x"')
+    with Tracker(tmp_path, "none", 2) as tracker:
+        tracker.log(3, {"x": 3.0})
+    assert [row["step"] for row in rows(tmp_path)] == [1, 3]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "a\nb", "\ta", HOSTILE])
+def test_every_line_is_indented_by_four(text: str) -> None:
+    assert all(line.startswith("    ") for line in indent(text).splitlines())
+
+
+def test_the_two_columns_show_all_lines_of_the_longer_side() -> None:
+    shown = side_by_side(Sample("p", "one\ntwo", "uno\ndos\ntres"))
+    assert [line.split("|")[1].strip() for line in shown.splitlines() if "|" in line][2:] == ["uno", "dos", "tres"]
+    assert "one" in shown
+    assert "two" in shown
+
+
+def test_a_long_line_of_the_teacher_is_not_cut() -> None:
+    long = "x" * 70 + "END"
+    assert "END" in side_by_side(Sample("p", long, "s")).replace("\n", "")
+
+
+def test_clean_keeps_the_text() -> None:
+    assert clean("a b\n\n  ünï → ✓\n") == "a b\n\n  ünï → ✓\n"
+    assert clean("a \x07b\x1b[1;31mc") == "a bc"

@@ -72,7 +72,7 @@ def linear_divergence(
     (fp64 for fp64). Raises ValueError, naming shapes, before any work. arXiv:1503.02531.
     """
     vocab_size = head.shape[0] if vocab_size is None else vocab_size
-    _check(hidden, head, t_hidden, t_head, targets, kind, temperature, vocab_size)
+    _check(hidden, head, t_hidden, t_head, targets, kind, temperature, vocab_size, t_bias)
     plan = _Plan(
         temperature=float(temperature),
         kd_weight=float(kd_weight),
@@ -86,7 +86,8 @@ def linear_divergence(
         # Inside a custom Function grad mode is off, so the decision is made here and handed in.
         with_grad=torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad),
     )
-    sums = _Fused.apply(hidden, head, t_hidden, t_head, t_bias, targets, plan)  # type: ignore[no-untyped-call]
+    with torch.autocast(hidden.device.type, enabled=False):  # the dtypes of the plan are meant
+        sums = _Fused.apply(hidden, head, t_hidden, t_head, t_bias, targets, plan)  # type: ignore[no-untyped-call]
     return LinearDivergence(*sums)
 
 
@@ -193,7 +194,7 @@ def _rows(s: Tensor, t: Tensor | None, targets: Tensor, plan: _Plan, stat: torch
                 log_z = _softmax(z.div_(tau), out=q)
                 z_t.div_(tau)
             log_z_t = _softmax(z_t, out=p)
-            divergence += (torch.linalg.vecdot(p, z_t.sub_(z)) - log_z_t + log_z).sum()
+            divergence += (z_t.sub_(z).mul_(p).sum(-1) - log_z_t + log_z).sum()
         if plan.with_grad:
             grad.mul_(q_weight).scatter_add_(1, target, grad.new_full(target.shape, -ce))
             if t is not None:
@@ -207,21 +208,22 @@ def _rows(s: Tensor, t: Tensor | None, targets: Tensor, plan: _Plan, stat: torch
 
 
 def _softmax(z: Tensor, out: Tensor) -> Tensor:
-    """Writes softmax(z) `(R, V)` to `out` and returns log Σ exp(z) `(R,)`.
+    """Centres `z (R, V)` on its largest entry, in place, so that nothing cancels later; writes softmax(z) to `out`.
 
-    The largest probability is 1/Σ exp(z − max), which gives the sum back without a second exponential.
+    Returns log Σ exp(z) `(R,)` of the centred z: the largest probability is 1/Σ, so no second exponential is needed.
     """
-    torch.softmax(z, -1, out=out)
-    return z.amax(-1) - out.amax(-1).log()
+    torch.softmax(z.sub_(z.amax(-1, keepdim=True)), -1, out=out)
+    return -out.amax(-1).log()
 
 
 def _shape_teacher(t: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
     """The head's bias, scale and cap, in place on `t (C, V)`."""
     if bias is not None:
-        # A bias of −inf masks a token; a finite floor keeps its 0·(t − s) from being NaN.
-        t.add_(bias[: plan.vocab_size]).clamp_(min=torch.finfo(t.dtype).min / 4)
+        t.add_(bias[: plan.vocab_size])
     if plan.t_scale != 1:
         t.mul_(plan.t_scale)
+    if bias is not None:  # −inf masks a token; a floor that stays finite over τ keeps its 0·(t − s) from being NaN
+        t.clamp_(min=torch.finfo(t.dtype).min / 4 * min(1.0, plan.temperature))
     return t if plan.t_cap is None else t.div_(plan.t_cap).tanh_().mul_(plan.t_cap)
 
 
@@ -239,6 +241,7 @@ def _check(
     kind: str,
     temperature: float,
     vocab_size: int,
+    t_bias: Tensor | None,
 ) -> None:
     """ValueError, with shapes, for anything a matmul would fail on or, worse, accept."""
     shapes = {"hidden": hidden, "head": head, "t_hidden": t_hidden, "t_head": t_head, "targets": targets}
@@ -258,5 +261,7 @@ def _check(
             raise ValueError(f"t_hidden must be (N, E) and t_head (V, E): {seen}")
         if len(t_head) < vocab_size:
             raise ValueError(f"the teacher scores fewer tokens than the vocabulary of {vocab_size}: {seen}")
+    if t_bias is not None and (t_bias.ndim != 1 or len(t_bias) < vocab_size):
+        raise ValueError(f"t_bias {tuple(t_bias.shape)} must be (V,) for a vocabulary of {vocab_size}: {seen}")
     if not 0 < vocab_size <= len(head):
         raise ValueError(f"vocab_size {vocab_size} does not fit the head: {seen}")

@@ -44,8 +44,8 @@ class KVCache:
         where = self.positions(T)  # (B, T)
         rows = torch.arange(len(where), device=where.device)[:, None]
         # Advanced indices around a slice put the indexed axes first: (B, T, K, Dh).
-        self.keys[layer][rows, :, where] = k.transpose(1, 2)
-        self.values[layer][rows, :, where] = v.transpose(1, 2)
+        self.keys[layer][rows, :, where] = k.transpose(1, 2).to(self.keys.dtype)
+        self.values[layer][rows, :, where] = v.transpose(1, 2).to(self.values.dtype)
         end = self._used + T
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
@@ -68,6 +68,7 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Keeps these rows `(B',)` alone: finished sequences stop costing time."""
         self.keys, self.values, self.length = self.keys[:, rows], self.values[:, rows], self.length[rows]
+        self._used = int(self.length.max())
 
 
 class CausalLM(Protocol):

@@ -32,6 +32,8 @@ def generate(
     """
     if not all(prompts):
         raise ValueError("every prompt needs at least one token")
+    if not prompts:
+        return []
     counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
     padded = [[*prompt, *[eos_id] * (int(counts.max()) - len(prompt))] for prompt in prompts]
     cache = model.new_cache(len(prompts), int(counts.max()) + max_new_tokens)

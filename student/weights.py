@@ -90,7 +90,8 @@ def find_student(path: Path) -> Path:
 def is_student(directory: Path) -> bool:
     """Whether the directory holds a student of ours (and not, say, a transformers checkpoint)."""
     try:
-        return bool(json.loads((directory / "config.json").read_text()).get("format") == FORMAT)
+        record = json.loads((directory / "config.json").read_text())
+        return isinstance(record, dict) and record.get("format") == FORMAT
     except (OSError, ValueError):
         return False
 
@@ -116,6 +117,11 @@ def initialise(student: Decoder, teacher: Decoder | None, init: Init) -> None:
             f" {student.config.rope_theta:g}, teacher {teacher.config.position} with base"
             f" {teacher.config.rope_theta:g}: pass --student.rope_theta {teacher.config.rope_theta:g}"
         )
+    if student.config.head_size != teacher.config.head_size:
+        raise UserError(
+            f"--student.init layers: heads of {student.config.head_size} in the student and"
+            f" {teacher.config.head_size} in the teacher: pass --student.n_heads {teacher.config.n_heads}"
+        )
     _copy(student.norm, teacher.norm, "norm", init)
     for layer, source_layer in enumerate(spaced_layers(len(teacher.layers), len(student.layers))):
         _copy(student.layers[layer], teacher.layers[source_layer], f"layers.{layer}", init)
@@ -134,6 +140,11 @@ def _copy(target: nn.Module, source: nn.Module, name: str, init: Init) -> None:
         differ = ", ".join(sorted(ours.keys() ^ theirs.keys()))
         raise UserError(f"--student.init {init}: {name} of teacher and student differ in {differ}: use random")
     for key, parameter in ours.items():
+        source_rows = theirs[key].data
+        if name in ("embed_tokens", "lm_head") and parameter.shape[1:] == source_rows.shape[1:]:
+            rows = min(len(parameter), len(source_rows))  # either may be padded; padding is never scored
+            parameter.data[:rows].copy_(source_rows[:rows])
+            continue
         if parameter.shape != theirs[key].shape:
             raise UserError(
                 f"--student.init {init}: {name}.{key} is {tuple(parameter.shape)} in the student and"
@@ -150,6 +161,8 @@ def config_from_huggingface(config: Mapping[str, Any]) -> StudentConfig | None:
         return None
     if kind == "llama" and config.get("hidden_act", "silu") != "silu":
         return None
+    if kind == "starcoder2" and config.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+        return None
     starcoder = kind == "starcoder2"
     bias = bool(config.get("use_bias", True)) if starcoder else False
     attention_bias = bias or bool(config.get("attention_bias", False))
@@ -163,7 +176,7 @@ def config_from_huggingface(config: Mapping[str, Any]) -> StudentConfig | None:
         d_model=config["hidden_size"],
         d_ff=config["intermediate_size"],
         d_head=config.get("head_dim"),
-        max_seq_len=config["max_position_embeddings"],
+        max_seq_len=min(config["max_position_embeddings"], config.get("sliding_window") or 10**9),
         norm="layernorm" if starcoder else "rmsnorm",
         mlp="gelu" if starcoder else "swiglu",
         bias=bias,

@@ -352,7 +352,7 @@ def test_the_real_teacher_teaches(tmp_path: Path) -> None:
             batch_size=4,
             steps=8,
             log_every=1,
-            eval_every=1,
+            eval_every=4,  # samples are the slow part of it
             eval_rows=8,
             output_dir=str(tmp_path / "run"),
             student=StudentOptions(init="layers"),
@@ -360,8 +360,9 @@ def test_the_real_teacher_teaches(tmp_path: Path) -> None:
             packing=PackingConfig(seq_len=128, max_documents=40, heldout=0.1),
         )
     )
-    losses = [row["eval/loss"] for row in rows(run.path)]
-    assert losses[-1] < losses[0] - 0.3
+    losses = [row["eval/loss"] for row in rows(run.path) if "eval/loss" in row]
+    assert len(losses) == 2
+    assert losses[-1] < losses[0] - 0.1
     assert run.metrics["eval/reference_loss"] < losses[-1]
     text = load_student(run.path, dtype=torch.bfloat16).complete("import os\n\ndef list_files(path):\n")
     assert text.strip()

@@ -71,7 +71,7 @@ def test_booleans_are_bare() -> None:
 def test_booleans_that_may_be_unset_are_bare_too(name: str) -> None:
     assert getattr(parse_run().student, name) is None
     assert getattr(parse_run(f"--student.{name}").student, name) is True
-    assert getattr(parse_run(f"--student.no_{name}").student, name) is False
+    assert getattr(parse_run(f"--no_student.{name}").student, name) is False
 
 
 def test_yaml_gives_fields_and_later_flags_win(tmp_path: Path) -> None:

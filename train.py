@@ -186,8 +186,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     about = "Distil a code model's next-token distribution into a small decoder of your own."
+    from tutelage.training.run_directory import run_path
+
     config = cli.parse(RunConfig, argv, prog="train.py", description=about)
-    if config.resume:  # the run's own configuration, under what this command line says
+    if config.resume:
+        run_path(config)  # says so where there is no run
+        # the run's own configuration, under what this command line says
         recorded = str(Path(config.resume) / "config.yaml")
         config = cli.parse(RunConfig, ["--config", recorded, *argv], prog="train.py", description=about)
     if config.dry_run:

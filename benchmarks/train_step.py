@@ -47,7 +47,6 @@ def unavoidable(parts: Parts, config: RunConfig) -> dict[str, Callable[[], objec
         with torch.autocast("cpu", torch.bfloat16):
             hidden = student(batch.tokens, positions=batch.positions, segments=batch.segments).hidden
         hidden.float().sum().backward()
-        student.zero_grad()
 
     def matmuls() -> Tensor:
         torch.mm(x_t, t_signal.head.t(), out=logits)
@@ -58,7 +57,7 @@ def unavoidable(parts: Parts, config: RunConfig) -> dict[str, Callable[[], objec
         "teacher forward": lambda: teacher.signal(batch),
         "student trunk forward + backward": trunk,
         "head matmuls": matmuls,
-        "optimizer": lambda: parts.optimizer.step(),
+        "optimizer": lambda: (parts.optimizer.step(), student.zero_grad()),
     }
 
 

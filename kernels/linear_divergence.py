@@ -7,6 +7,7 @@ The gradient is made in the forward pass, from the same logits that gave the val
 Shapes: N tokens, C tokens of a chunk, R rows of a slice, V vocabulary, D student width, E teacher width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +140,7 @@ def _sweep(
     logits = weight.new_empty(chunk, len(weight))
     t_logits = None if t_weight is None else weight.new_empty(chunk, plan.vocab_size)
     d_hidden = torch.zeros_like(hidden) if plan.with_grad else None
-    d_head = torch.zeros_like(head, dtype=torch.promote_types(head.dtype, stat)) if plan.with_grad else None
+    d_head: Tensor | None = None
     divergence = torch.zeros((), dtype=stat, device=hidden.device)
     cross_entropy = torch.zeros_like(divergence)
 
@@ -154,17 +155,20 @@ def _sweep(
         kl, ce = _rows(s, t, targets[picked], plan, stat)
         divergence += kl
         cross_entropy += ce
-        if d_hidden is not None and d_head is not None:  # s now holds the gradient
+        if d_hidden is not None:  # s now holds the gradient
             d_hidden[picked] = torch.mm(s, weight).to(hidden.dtype)
-            d_head += torch.mm(s.t(), x)
+            share = torch.mm(x.t().contiguous(), s)  # (D, V): on CPUs a third faster than (V, D)
+            if d_head is None:  # several chunks are summed in fp32
+                d_head = torch.empty_like(head, dtype=head.dtype if chunk == len(rows) else stat)
+                _transposed(Tensor.copy_, d_head, share)
+            else:
+                _transposed(Tensor.add_, d_head, share)
 
     total = plan.kd_weight * plan.temperature**2 * divergence + plan.ce_weight * cross_entropy
     count = torch.tensor(len(rows), dtype=stat, device=hidden.device)
-    return (
-        (total, divergence, cross_entropy, count),
-        d_hidden,
-        None if d_head is None else d_head.to(head.dtype),
-    )
+    if plan.with_grad:
+        d_head = torch.zeros_like(head) if d_head is None else d_head.to(head.dtype)
+    return (total, divergence, cross_entropy, count), d_hidden, d_head
 
 
 def _rows(s: Tensor, t: Tensor | None, targets: Tensor, plan: _Plan, stat: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -196,7 +200,9 @@ def _rows(s: Tensor, t: Tensor | None, targets: Tensor, plan: _Plan, stat: torch
             log_z_t = _softmax(z_t, out=p)
             divergence += (z_t.sub_(z).mul_(p).sum(-1) - log_z_t + log_z).sum()
         if plan.with_grad:
-            grad.mul_(q_weight).scatter_add_(1, target, grad.new_full(target.shape, -ce))
+            if q_weight != 1:  # with weights α and 1 − α, as usual, a sweep is saved
+                grad.mul_(q_weight)
+            grad.scatter_add_(1, target, grad.new_full(target.shape, -ce))
             if t is not None:
                 grad.sub_(p, alpha=kd * tau)
             if q is not grad:
@@ -205,6 +211,12 @@ def _rows(s: Tensor, t: Tensor | None, targets: Tensor, plan: _Plan, stat: torch
     if plan.with_grad:
         s[:, V:] = 0
     return divergence, cross_entropy
+
+
+def _transposed(write: Callable[[Tensor, Tensor], Tensor], target: Tensor, source: Tensor, width: int = 64) -> None:
+    """`write(target (V, D), source.T)` for `source (D, V)`, in strips that stay in cache."""
+    for start in range(0, len(source), width):
+        write(target[:, start : start + width], source[start : start + width].t())
 
 
 def _softmax(z: Tensor, out: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tutelage.data.batch import Batch
@@ -80,10 +81,13 @@ def load(
     elif quantisation is not None:
         raise UserError(f"unknown quantisation '{quantisation}': choose nf4 or none")
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
         tokenizer = Tokenizer.from_huggingface(AutoTokenizer.from_pretrained(source))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"teacher {name} cannot be loaded from {source}: {' '.join(str(error).split())}") from error
+    model, loading = loaded
+    if absent := sorted(loading["missing_keys"]):  # left alone, transformers would draw these at random
+        raise UserError(f"teacher {name}: {source} lacks {len(absent)} of its weights, such as {absent[0]}")
     spec = TeacherSpec(
         name=name,
         source=Path(source).name if Path(source).is_dir() else source,

@@ -73,6 +73,8 @@ def entry(name: str) -> TeacherEntry:
     if Path(name).is_dir():
         try:
             config = json.loads((Path(name) / "config.json").read_text())
+            if not isinstance(config, dict):
+                raise ValueError(f"it holds a {type(config).__name__}")
         except (OSError, ValueError) as error:
             raise UserError(f"teacher directory {name} has no readable config.json: {error}") from error
         size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))

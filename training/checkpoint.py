@@ -48,7 +48,9 @@ def save_checkpoint(
         save_file(dict(distiller.objective.state_dict()), aside / "learned.safetensors")
         save_file(_rng(), aside / "rng.safetensors")
         (aside / "state.json").write_text(json.dumps(asdict(state), indent=1))
-    for old in steps(run)[keep_last:]:
+    # What lies ahead of the step just saved was damaged, or the run would have gone on from there.
+    ahead = [old for old in steps(run) if int(old.name[5:]) > state.step]
+    for old in ahead + steps(run)[len(ahead) + keep_last :]:
         shutil.rmtree(old)
     return path
 

@@ -65,9 +65,9 @@ def summary(run: Path, step: int, metrics: Mapping[str, float]) -> None:
     console = Console(highlight=False)
     if "eval/loss" in metrics:
         console.print(_scores(metrics))
-    console.print(f"run   {run} (step {step})", soft_wrap=True)
-    console.print(f"next  python evaluate.py --model {run} --fidelity --latency", soft_wrap=True)
-    console.print(f"      tensorboard --logdir {run}", soft_wrap=True)
+    console.print(f"run   {run} (step {step})", soft_wrap=True, markup=False)
+    console.print(f"next  python evaluate.py --model {run} --fidelity --latency", soft_wrap=True, markup=False)
+    console.print(f"      tensorboard --logdir {run}", soft_wrap=True, markup=False)
 
 
 def _scores(metrics: Mapping[str, float]) -> Table:

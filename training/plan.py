@@ -43,7 +43,9 @@ def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device) -> dict
 def show(config: RunConfig) -> None:
     """Prints the plan."""
     lines = plan(config, entry(config.teacher), make_accelerator(config).device)
-    Console(highlight=False).print("\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True)
+    Console(highlight=False).print(
+        "\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True, markup=False
+    )
 
 
 def flops_per_token(student: StudentConfig, teacher: TeacherEntry) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from accelerate.tracking import TensorBoardTracker
 
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[^\S\n]?[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Sample(NamedTuple):
@@ -60,15 +60,16 @@ class Tracker:
     def _keep(self, step: int) -> None:
         """Forgets rows after `step`: the steps they tell of are about to be made again."""
         if self.path.exists():
-            rows = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(f"{row}\n" for row in rows))
+            lines = self.path.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may have torn the last one
+            self.path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
 def side_by_side(sample: Sample, width: int = 56) -> str:
     """Markdown of one sample: a single block of code with teacher and student in two columns."""
     left, right = clean(sample.teacher).splitlines(), clean(sample.student).splitlines()
     rows = [("teacher", "student"), ("-" * width, "-" * width), *zip_longest(left, right, fillvalue="")]
-    columns = "\n".join(f"{a[:width]:<{width}} | {b}" for a, b in rows)
+    columns = "\n".join(f"{a:<{width}} | {b}" for a, b in rows)
     return f"{indent(sample.prompt)}\n\n{indent(columns)}"
 
 

@@ -27,6 +27,8 @@ class _Parser(ArgumentParser):
         if found := re.search(r'key "([^"]+)".*restriction v(\S+(?: and v\S+)?)', line):
             value = re.search(r"[Vv]alue: (\S+)$|: (\S+) does not conform", line)
             raise UserError(f"--{found[1]} {value and (value[1] or value[2])}: must be {found[2]}") from ex
+        if found := re.search(r'key "([^"]+)": Does not validate.*Not of type (\w+).*Given value: (.+)$', line):
+            raise UserError(f"--{found[1]} {found[3]}: must be a {found[2]}") from ex
         raise UserError(line) from ex
 
 
@@ -39,7 +41,7 @@ def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, desc
     parser = _Parser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of these same fields.")
     for name, hint, default, text in _fields(config):
-        if hint is bool:
+        if hint in (bool, bool | None):
             parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix="no_"), default=default, help=text)
         else:
             parser.add_argument(f"--{name}", type=hint, default=default, help=text)
@@ -66,10 +68,12 @@ def _fields(config: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, Any
             yield prefix + field.name, hints[field.name], field.default, helps.get(field.name) or ""
 
 
-def _build(config: type[T], values: Namespace) -> T:
+def _build(config: type[T], values: Any, name: str = "configuration") -> T:
+    if not isinstance(values, Namespace):
+        raise UserError(f"{name} {values!r}: needs fields with values, see --help for their names")
     hints = get_type_hints(config)
     chosen = {
-        field.name: _build(hints[field.name], values[field.name])
+        field.name: _build(hints[field.name], values[field.name], field.name)
         if dataclasses.is_dataclass(hints[field.name])
         else _plain(values[field.name])
         for field in dataclasses.fields(config)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tutelage.errors import UserError
 from tutelage.evaluation.candidate import load_candidate
 

@@ -1,6 +1,7 @@
 """The flags of evaluate.py."""
 
 import pytest
+
 from tutelage import cli
 from tutelage.errors import UserError
 from tutelage.evaluation.config import EvaluateConfig

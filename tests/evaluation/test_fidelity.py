@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tutelage.data.batch import IGNORE, Batch
 from tutelage.data.corpus import Corpus
 from tutelage.data.packing import pack

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tutelage.errors import UserError
 from tutelage.evaluation import humaneval as harness
 from tutelage.evaluation.candidate import Candidate
@@ -52,7 +53,9 @@ def test_right_and_wrong_answers_are_counted_and_kept(tmp_path, monkeypatch):
     problems = humaneval(6)
     right = {problem.task_id for problem in problems[:2]}
     text = lambda p: p.canonical_solution if p.task_id in right else "    return None\n"  # noqa: E731
-    scores = harness.run_humaneval(candidate(answers(problems, text), monkeypatch), config(limit=6), tmp_path / "a.jsonl")
+    scores = harness.run_humaneval(
+        candidate(answers(problems, text), monkeypatch), config(limit=6), tmp_path / "a.jsonl"
+    )
     assert scores.metrics["pass@1"] == pytest.approx(2 / 6)
     assert set(scores.solved) == right
     kept = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
@@ -63,7 +66,9 @@ def test_right_and_wrong_answers_are_counted_and_kept(tmp_path, monkeypatch):
 def test_what_follows_a_stop_is_cut_before_it_can_break_the_answer(tmp_path, monkeypatch):
     problems = humaneval(3)
     text = lambda p: p.canonical_solution.rstrip("\n") + "\n\ndef broken(:\n    nonsense"  # noqa: E731
-    scores = harness.run_humaneval(candidate(answers(problems, text), monkeypatch), config(limit=3), tmp_path / "a.jsonl")
+    scores = harness.run_humaneval(
+        candidate(answers(problems, text), monkeypatch), config(limit=3), tmp_path / "a.jsonl"
+    )
     assert scores.metrics["pass@1"] == 1
 
 

@@ -3,6 +3,7 @@
 import time
 
 import torch
+
 from tutelage.evaluation.latency import NEW_TOKENS, REPEATS, latency
 
 

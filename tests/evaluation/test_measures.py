@@ -1,6 +1,7 @@
 """What the measurements share is loaded once, and only if asked for."""
 
 import pytest
+
 from tutelage.errors import UserError
 from tutelage.evaluation import measures
 from tutelage.evaluation.candidate import load_candidate

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tutelage import distill, evaluate
 from tutelage.errors import UserError
 from tutelage.evaluation.config import EvaluateConfig

@@ -66,6 +66,7 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
         Display(parts.steps, state.step) as display,
         Interrupt() as interrupt,
     ):
+        display.say(_headline(parts, config))
         meter = Meter(state)
         while state.step < last and not interrupt.requested:
             row = train_step(parts, config, state)
@@ -159,6 +160,13 @@ def samples(parts: "Parts") -> list[Any]:
     both = [complete(model, tokenizer, device) for model in (parts.teacher.generator(), parts.student)]
     parts.student.train()
     return pair(*both)
+
+
+def _headline(parts: "Parts", config: RunConfig) -> str:
+    shape, spec = parts.student.config, parts.teacher.spec
+    rows = f"{parts.steps:,} steps of {config.batch_size} × {config.packing.seq_len} tokens"
+    student = f"{shape.n_layers} layers, {shape.n_parameters / 1e6:.1f}M parameters, init {config.student.init}"
+    return f"{spec.name} ({spec.n_parameters / 1e6:.1f}M) teaches a student of {student}: {rows}"
 
 
 class Meter:

@@ -71,14 +71,14 @@ def summary(run: Path, step: int, metrics: Mapping[str, float]) -> None:
 
 
 def _scores(metrics: Mapping[str, float]) -> Table:
-    table = Table(title="held-out text")
-    for column in ("", "parameters", "loss (nats)", "perplexity", "agreement", "acceptance", "tokens/s"):
+    table = Table(title="held-out text (tokens/s: in training)")
+    for column in ("", "params", "nats/token", "perplexity", "agreement", "acceptance", "tokens/s"):
         table.add_column(column, justify="right" if column else "left")
-    sizes = [f"{metrics[f'size/{side}']:,.0f}" for side in ("student", "teacher")]
+    sizes = [f"{metrics[f'size/{side}'] / 1e6:.1f}M" for side in ("student", "teacher")]
     close = [f"{metrics[f'eval/{name}']:.1%}" for name in ("agreement", "acceptance")]
     losses = [metrics[f"eval/{name}"] for name in ("loss", "reference_loss", "unigram_loss")]
     rows = zip(("student", "teacher", "unigram"), [*sizes, ""], losses, strict=True)
     for name, size, loss in rows:
-        own = [*close, f"{metrics['perf/tokens_per_s']:,.0f} in training"] if name == "student" else ["", "", ""]
+        own = [*close, f"{metrics['perf/tokens_per_s']:,.0f}"] if name == "student" else ["", "", ""]
         table.add_row(name, size, f"{loss:.3f}", f"{math.exp(loss):,.1f}", *own)
     return table

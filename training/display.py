@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -71,7 +72,7 @@ def summary(run: Path, step: int, metrics: Mapping[str, float]) -> None:
 
 
 def _scores(metrics: Mapping[str, float]) -> Table:
-    table = Table(title="held-out text (tokens/s: in training)")
+    table = Table(title="held-out text (tokens/s: in training)", box=SIMPLE_HEAD)
     for column in ("", "params", "nats/token", "perplexity", "agreement", "acceptance", "tokens/s"):
         table.add_column(column, justify="right" if column else "left")
     sizes = [f"{metrics[f'size/{side}'] / 1e6:.1f}M" for side in ("student", "teacher")]

@@ -51,7 +51,7 @@ def test_humaneval_of_an_untrained_student_is_zero_and_kept(run, tmp_path):
     )
     assert models[run.name].metrics["humaneval/pass@1"] == 0
     assert models[run.name].intervals["humaneval/pass@1"][0] == 0
-    assert len((tmp_path / "eval" / "humaneval-tiny.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "humaneval-tiny.jsonl").read_text().splitlines()) == 2
 
 
 def test_by_default_the_newest_run_and_its_teacher(run, teacher, monkeypatch):

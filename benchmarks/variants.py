@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
             [row[key] for row in rows] for key in ("eval/loss", "eval/acceptance", "perf/tokens_per_s")
         )
         print(
-            f"{name:<26} held-out loss {np.mean(loss):.3f} ({min(loss):.3f}–{max(loss):.3f})"
+            f"{name:<26} held-out loss {np.mean(loss):.3f} (by seed {', '.join(f'{value:.3f}' for value in loss)})"
             f"  acceptance {np.mean(acceptance):.3f}  {np.mean(speed):,.0f} tokens/s"
         )
     return 0

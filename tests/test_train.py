@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tutelage import distill, load_student, train
+from tutelage import distill, evaluate, load_student, train
 from tutelage.data.batch import Batch
 from tutelage.data.config import PackingConfig
 from tutelage.data.tokenizer import Tokenizer
@@ -345,7 +345,7 @@ def test_sigterm_saves_and_leaves_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-def test_the_real_teacher_teaches(tmp_path: Path) -> None:
+def test_the_real_teacher_teaches_and_both_are_scored(tmp_path: Path) -> None:
     run = distill(
         RunConfig(
             data="stdlib",
@@ -366,3 +366,11 @@ def test_the_real_teacher_teaches(tmp_path: Path) -> None:
     assert run.metrics["eval/reference_loss"] < losses[-1]
     text = load_student(run.path, dtype=torch.bfloat16).complete("import os\n\ndef list_files(path):\n")
     assert text.strip()
+    names = f"{run.path},teacher:smollm2-135m"
+    wanted: dict[str, Any] = {"perplexity": True, "fidelity": True, "humaneval": True}
+    scored = evaluate(model=names, **wanted, limit=1, max_new_tokens=16, eval_rows=8, allow_weak_sandbox=True)
+    student, teacher = (measured.metrics for measured in scored.values())
+    assert student["perplexity/loss"] == pytest.approx(run.metrics["eval/loss"], rel=0.02)  # bf16 weights now
+    assert student["fidelity/acceptance"] == pytest.approx(run.metrics["eval/acceptance"], abs=0.02)
+    assert teacher["perplexity/loss"] == pytest.approx(run.metrics["eval/reference_loss"], rel=1e-3)
+    assert 0 <= student["humaneval/pass@1"] <= teacher["humaneval/pass@1"] <= 1

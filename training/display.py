@@ -67,8 +67,10 @@ def summary(run: Path, step: int, metrics: Mapping[str, float]) -> None:
     if "eval/loss" in metrics:
         console.print(_scores(metrics))
     console.print(f"run   {run} (step {step})", soft_wrap=True, markup=False)
-    console.print(f"next  python evaluate.py --model {run} --fidelity --latency", soft_wrap=True, markup=False)
-    console.print(f"      tensorboard --logdir {run}", soft_wrap=True, markup=False)
+    here = Path(sys.executable).parent  # not resolved: in a virtual environment this is its bin/
+    bin_ = f"{here.relative_to(Path.cwd())}/" if here.is_relative_to(Path.cwd()) else ""
+    console.print(f"next  {bin_}python evaluate.py --model {run} --fidelity --latency", soft_wrap=True, markup=False)
+    console.print(f"      {bin_}tensorboard --logdir {run}", soft_wrap=True, markup=False)
 
 
 def _scores(metrics: Mapping[str, float]) -> Table:

@@ -56,6 +56,8 @@ class Parts:
 def build(config: RunConfig, teacher: Teacher | None) -> Parts:
     """Builds the parts. Raises UserError for input that cannot work; nothing is written but caches."""
     torch.ones(64).sqrt()  # the first large threaded sqrt of a process is not bit-reproducible; a small one is
+    if config.steps and config.epochs:
+        raise UserError(f"--steps {config.steps} and --epochs {config.epochs:g} both say when to end: pass one of them")
     accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
     known = _entry(config, teacher)

@@ -70,3 +70,13 @@ def test_epochs_become_steps(make_config: Make) -> None:
 def test_what_cannot_work_is_refused(make_config: Make, fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(make_config(**fields), None)
+
+
+def test_steps_and_epochs_together_are_refused(make_config: Make) -> None:
+    with pytest.raises(UserError, match="--steps 3 and --epochs 2"):
+        build(make_config(steps=3, epochs=2.0), None)
+
+
+def test_epochs_are_passes_over_the_rows(make_config: Make) -> None:
+    parts = build(make_config(steps=None, epochs=2.0), None)
+    assert parts.steps == round(2 * parts.loader.rows_per_epoch / 4)

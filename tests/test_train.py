@@ -372,5 +372,5 @@ def test_the_real_teacher_teaches_and_both_are_scored(tmp_path: Path) -> None:
     student, teacher = (measured.metrics for measured in scored.values())
     assert student["perplexity/loss"] == pytest.approx(run.metrics["eval/loss"], rel=0.02)  # bf16 weights now
     assert student["fidelity/acceptance"] == pytest.approx(run.metrics["eval/acceptance"], abs=0.02)
-    assert teacher["perplexity/loss"] == pytest.approx(run.metrics["eval/reference_loss"], rel=1e-3)
+    assert teacher["perplexity/loss"] == pytest.approx(run.metrics["eval/reference_loss"], rel=5e-3)
     assert 0 <= student["humaneval/pass@1"] <= teacher["humaneval/pass@1"] <= 1

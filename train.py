@@ -105,7 +105,7 @@ def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dic
     set_learning_rate(parts.optimizer, rate)
     sums: dict[str, Any] = {}
     for piece in batch.split(config.accumulate):
-        signal = parts.teacher.signal(piece) if objective.needs else None
+        signal = parts.signal(piece) if objective.needs else None
         loss, logs = parts.wrapped(piece, signal, counts, Progress(state.step, parts.steps))
         parts.accelerator.backward(loss)
         sums = {name: value + sums.get(name, 0) for name, value in logs.items()}

@@ -21,21 +21,24 @@ class Loader:
     """Batches for training. Every epoch shows each source's rows `weight` times, in a new seeded order.
 
     The fractional part of a weight is a new random subset of the rows each epoch, always of the same size.
-    Batches run on across epochs, so a corpus smaller than a batch works too.
+    Batches run on across epochs, so a corpus smaller than a batch works too. With `max_rows`, every epoch shows the
+    same seeded subset of the rows, of about that size.
     """
 
-    def __init__(self, corpus: Corpus, batch_size: int, seed: int) -> None:
+    def __init__(self, corpus: Corpus, batch_size: int, seed: int, max_rows: int | None = None) -> None:
         if seed < 0:
             raise UserError(f"--seed {seed} must not be negative")
         self.corpus = corpus
         self.batch_size = batch_size
         self.seed = seed
         sizes = [len(packed) for packed in corpus.train]
-        # At least one row of a source that has any, or a tiny weight would silently mean none.
-        self._shown = [
-            max(1, round(size * weight)) if size else 0 for size, weight in zip(sizes, corpus.weights, strict=True)
-        ]
         self._offsets = np.cumsum([0, *sizes], dtype=np.int64)  # first global row number of each source
+        self._pools = [np.arange(first, first + size) for first, size in zip(self._offsets, sizes, strict=False)]
+        whole = sum(_share(size, weight) for size, weight in zip(sizes, corpus.weights, strict=True))
+        if max_rows is not None and max_rows < whole:
+            random = np.random.Generator(np.random.PCG64(seed))
+            self._pools = [random.choice(p, _share(len(p), max_rows / whole), replace=False) for p in self._pools]
+        self._shown = [_share(len(pool), weight) for pool, weight in zip(self._pools, corpus.weights, strict=True)]
         self._order = lru_cache(maxsize=2)(self._epoch_order)  # two: a batch may straddle two epochs
 
     @property
@@ -59,8 +62,7 @@ class Loader:
         """(R,) global row numbers in the order of this epoch."""
         random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         shown = []
-        for first, after, count in zip(self._offsets, self._offsets[1:], self._shown, strict=False):
-            rows = np.arange(first, after)
+        for rows, count in zip(self._pools, self._shown, strict=True):
             passes, rest = divmod(count, len(rows)) if count else (0, 0)
             shown += [np.tile(rows, passes), random.choice(rows, rest, replace=False) if rest else rows[:0]]
         return random.permutation(np.concatenate(shown))
@@ -71,6 +73,11 @@ class Loader:
         order = np.argsort(source, kind="stable")  # (B,) by source, as `parts` will be
         parts = [self.corpus.train[s].batch(rows[source == s] - self._offsets[s]) for s in np.unique(source)]
         return concatenate(parts).take(torch.from_numpy(np.argsort(order)))
+
+
+def _share(size: int, weight: float) -> int:
+    """Rows that `weight` of `size` rows are: at least one where there are any, or a tiny weight would mean none."""
+    return max(1, round(size * weight)) if size else 0
 
 
 def heldout_batches(corpus: Corpus, batch_size: int, max_rows: int) -> Iterator[Batch]:

@@ -293,7 +293,10 @@ def test_a_dry_run_writes_nothing(
     assert "tokens" in shown
 
 
-FINE = ["--steps=12", "--accumulate=2", "--precision=bf16", "--student.dropout=0.1", "--checkpoint_every=100"]
+FINE = [
+    "--steps=12", "--accumulate=2", "--precision=bf16", "--student.dropout=0.1", "--checkpoint_every=100",
+    "--max_rows=14",  # three and a half epochs, so that the teacher's memory takes part
+]  # fmt: skip
 
 
 @pytest.mark.slow

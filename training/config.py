@@ -49,6 +49,8 @@ class RunConfig:
     data: str | None = None
     """Text: stdlib, site-packages, mbpp, hub:ORG/NAME[:column], or local files and directories, joined by commas,
     each with an optional =WEIGHT (default: what suits the teacher)."""
+    max_rows: PositiveInt | None = None
+    """Train on so many packed rows of the text, drawn once by the seed (default: all of them)."""
     batch_size: PositiveInt = 8
     """Rows of packed text per optimizer step."""
     accumulate: PositiveInt = 1
@@ -57,6 +59,8 @@ class RunConfig:
     """Optimizer steps; the schedule ends here."""
     epochs: PositiveFloat | None = None
     """Passes over the data, instead of steps (default: 1)."""
+    teacher_memory: NonNegativeFloat = 1.0
+    """GiB for the teacher's hidden states of rows that come again in later epochs, so that it runs once per row."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights, the order of rows and dropout."""
     device: str = "auto"

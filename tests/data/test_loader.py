@@ -65,6 +65,26 @@ def test_a_tiny_weight_still_shows_something() -> None:
     assert Loader(corpus([10, 3], [1, 0.01]), 2, 0).rows_per_epoch == 11
 
 
+@given(SIZES, st.integers(1, 30), st.integers(0, 5))
+def test_a_limit_shows_the_same_rows_in_every_epoch(sizes: list[int], limit: int, seed: int) -> None:
+    data = corpus(sizes, [1.0] * len(sizes))
+    loader = Loader(data, 3, seed, limit)
+    used = sum(size > 0 for size in sizes)  # every source keeps a row, and shares are rounded
+    assert loader.rows_per_epoch == sum(sizes) if limit >= sum(sizes) else abs(loader.rows_per_epoch - limit) <= used
+    first, second = Counter(epoch(loader, 0)), Counter(epoch(loader, 1))
+    assert first == second
+    assert max(first.values()) == 1
+    assert epoch(Loader(data, 3, seed, limit), 0) == epoch(loader, 0)
+
+
+def test_a_limit_keeps_the_weights_and_follows_the_seed() -> None:
+    data = corpus([60, 60], [1.0, 2.0])
+    loader = Loader(data, 4, 0, 30)
+    shown = Counter(epoch(loader, 0))
+    assert [sum(n for row, n in shown.items() if row // 1000 == k) for k in (1, 2)] == [10, 20]
+    assert set(shown) != set(epoch(Loader(data, 4, 1, 30), 0))
+
+
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 9))
 def test_a_batch_is_a_pure_function_of_seed_and_step(steps: list[int], seed: int) -> None:
     data = corpus([5, 3], [1, 2])

@@ -1,6 +1,7 @@
 """What a run is made of, and what cannot be."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tutelage.errors import UserError
 from tutelage.losses.config import LossConfig
 from tutelage.student.config import StudentOptions
 from tutelage.student.decoder import Decoder
+from tutelage.teacher.memory import Memory
 from tutelage.training.config import RunConfig
 from tutelage.training.parts import build
 
@@ -50,6 +52,22 @@ def test_epochs_become_steps(make_config: Make) -> None:
     assert whole.steps == pytest.approx(whole.loader.rows_per_epoch / 4, abs=0.5)
     assert build(make_config(steps=None, epochs=2.0), None).steps == pytest.approx(2 * whole.steps, abs=1)
     assert build(make_config(steps=None, epochs=1e-9), None).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "remembers"),
+    [
+        ({"steps": 2}, False),
+        ({"steps": 3}, True),
+        ({"steps": 3, "accumulate": 2}, True),
+        ({"steps": 3, "accumulate": 3}, False),  # micro-batches of 2, 1 and 1 rows
+        ({"steps": None, "epochs": 1.0}, False),
+        ({"steps": None, "epochs": 2.0}, True),
+    ],
+)
+def test_a_teacher_remembers_where_rows_come_again(make_config: Make, fields: dict[str, Any], remembers: bool) -> None:
+    parts = build(make_config(max_rows=8, **fields), None)
+    assert isinstance(parts.signal, Memory) == remembers
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What ends lower on held-out text? `python -m benchmarks.variants --which objective --seeds 3 --steps 60`.
 
 Runs the quickstart's configuration with one thing varied, on the same rows in the same order:
-`objective` distillation against cross-entropy alone; `init` the three initialisations and a smaller student.
+`objective` distillation against cross-entropy alone; `init` the three initialisations; `preset` a smaller student.
 """
 
 import json
@@ -28,6 +28,9 @@ VARIANTS = {
         "smollm2-6l, random": {"student": StudentOptions(preset="smollm2-6l")},
         "smollm2-6l, embeddings": {"student": StudentOptions(preset="smollm2-6l", init="embeddings")},
         "smollm2-6l, layers": {"student": StudentOptions(preset="smollm2-6l", init="layers")},
+    },
+    "preset": {
+        "smollm2-6l, random": {"student": StudentOptions(preset="smollm2-6l")},
         "30m, random": {"student": StudentOptions(preset="30m"), "optim": OptimConfig(lr=1e-3, warmup_steps=10)},
     },
 }
@@ -37,7 +40,7 @@ VARIANTS = {
 class Options:
     """What to run."""
 
-    which: Literal["objective", "init"] = "objective"
+    which: Literal["objective", "init", "preset"] = "objective"
     """What is varied."""
     seeds: int = 3
     """Runs per variant, each with its own order of rows and initial weights."""

@@ -176,11 +176,12 @@ class Meter:
         self.tokens, self.seconds, self.step = state.tokens, state.seconds, state.step
 
     def read(self, state: "TrainingState") -> dict[str, float]:
-        """The rates since the last reading."""
+        """The rates since the last reading, and of the whole run."""
         seconds, steps = state.seconds - self.seconds, state.step - self.step
         rates = {
             "perf/tokens_per_s": (state.tokens - self.tokens) / max(seconds, 1e-9),
             "perf/seconds_per_step": seconds / max(steps, 1),
+            "perf/mean_tokens_per_s": state.tokens / max(state.seconds, 1e-9),
         }
         self.tokens, self.seconds, self.step = state.tokens, state.seconds, state.step
         return rates

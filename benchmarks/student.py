@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
     print(device_line())
     print(
         f"{options.preset}: {run.metrics['size/student']:,.0f} parameters, loss {run.metrics['train/loss']:.2f} after"
-        f" {run.step} steps, {run.metrics['perf/tokens_per_s']:,.0f} tokens/s, peak {peak_resident() / 2**30:.2f} GiB"
+        f" {run.step} steps, {run.metrics['perf/mean_tokens_per_s']:,.0f} tokens/s,"
+        f" peak {peak_resident() / 2**30:.2f} GiB"
     )
     return 0
 

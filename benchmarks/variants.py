@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     print(f"{device_line()}, {options.steps} steps of {base.batch_size} × {base.packing.seq_len} tokens")
     for name, rows in results.items():
         loss, acceptance, speed = (
-            [row[key] for row in rows] for key in ("eval/loss", "eval/acceptance", "perf/tokens_per_s")
+            [row[key] for row in rows] for key in ("eval/loss", "eval/acceptance", "perf/mean_tokens_per_s")
         )
         print(
             f"{name:<26} held-out loss {np.mean(loss):.3f} (by seed {', '.join(f'{value:.3f}' for value in loss)})"

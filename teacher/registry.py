@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import UserError, unknown
+from tutelage.files import newest_whole
 
 if TYPE_CHECKING:
     from tutelage.teacher.signal import Teacher
@@ -66,19 +67,25 @@ TEACHERS: dict[str, TeacherEntry] = {
 def entry(name: str) -> TeacherEntry:
     """What is known of a teacher without loading it; sizes of an unseen hub id are 0.
 
-    Raises UserError for a name that is neither known, nor a directory with a config.json, nor like ORG/NAME.
+    A run of ours stands for the student of its newest whole checkpoint. Raises UserError for a name that is neither
+    known, nor such a run, nor a directory with a config.json, nor like ORG/NAME.
     """
     if name in TEACHERS:
         return TEACHERS[name]
     if Path(name).is_dir():
+        newest = newest_whole(Path(name))  # of a run of ours
+        directory = newest / "student" if newest else Path(name)
         try:
-            config = json.loads((Path(name) / "config.json").read_text())
+            config = json.loads((directory / "config.json").read_text())
             if not isinstance(config, dict):
                 raise ValueError(f"it holds a {type(config).__name__}")
         except (OSError, ValueError) as error:
             raise UserError(f"teacher directory {name} has no readable config.json: {error}") from error
-        size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
-        return TeacherEntry(name, size // 2, config.get("hidden_size", 0), config.get("vocab_size", 0), 0)
+        size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+        ours = "d_model" in config  # a student, in fp32
+        full = ours or "float32" in (config.get("dtype"), config.get("torch_dtype"))
+        width = config["d_model"] if ours else config.get("hidden_size", 0)
+        return TeacherEntry(str(directory), size // (4 if full else 2), width, config.get("vocab_size", 0), 0)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return TeacherEntry(name, 0, 0, 0, 0)
     if "/" in name:
@@ -91,10 +98,10 @@ def load_teacher(name: str, device: str = "cpu") -> "Teacher":
     known = entry(name)
     from tutelage.student.weights import is_student
 
-    if name == EMBEDDED or is_student(Path(name)):
+    if name == EMBEDDED or is_student(Path(known.source)):
         from tutelage.teacher import decoder_teacher, embedded
 
-        path = embedded.directory() if name == EMBEDDED else Path(name)
+        path = embedded.directory() if name == EMBEDDED else Path(known.source)
         return decoder_teacher.load(name, path, device=device, prompt_style=known.prompt_style)
     from tutelage.teacher import huggingface
 

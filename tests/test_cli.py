@@ -92,12 +92,15 @@ def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
     ("argv", "parts"),
     [
         (["--stepz", "5"], ["--stepz", "--steps"]),
+        (["--step", "5"], ["--step", "did you mean '--steps'"]),  # not taken for it, as argparse would
         (["--student.n_layerz", "5"], ["--student.n_layerz", "did you mean '--student.n_layers'"]),
         (["--student.init", "layer"], ["--student.init", "'layer'", "did you mean 'layers'"]),
         (["--precision", "bf61"], ["--precision", "bf61", "bf16"]),
         (["--tracker", "wandb"], ["wandb", "none", "tensorboard"]),
         (["--steps", "-5"], ["--steps", "-5", ">0"]),
         (["--optim.lr", "0"], ["--optim.lr", "0", ">0"]),
+        (["--optim.lr", "inf"], ["--optim.lr inf", "finite"]),
+        (["--loss.temperature", "nan"], ["--loss.temperature", "nan"]),
         (["--packing.heldout", "3"], ["--packing.heldout", "3", "0.02"]),
         (["--steps"], ["--steps", "expected one argument"]),
         (["extra"], ["extra"]),

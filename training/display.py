@@ -74,7 +74,7 @@ def summary(run: Path, step: int, metrics: Mapping[str, float]) -> None:
 
 
 def _scores(metrics: Mapping[str, float]) -> Table:
-    table = Table(title="held-out text (tokens/s: in training)", box=SIMPLE_HEAD)
+    table = Table(title="held-out text", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("", "params", "nats/token", "perplexity", "agreement", "acceptance", "tokens/s"):
         table.add_column(column, justify="right" if column else "left")
     sizes = [f"{metrics[f'size/{side}'] / 1e6:.1f}M" for side in ("student", "teacher")]
@@ -82,6 +82,6 @@ def _scores(metrics: Mapping[str, float]) -> Table:
     losses = [metrics[f"eval/{name}"] for name in ("loss", "reference_loss", "unigram_loss")]
     rows = zip(("student", "teacher", "unigram"), [*sizes, ""], losses, strict=True)
     for name, size, loss in rows:
-        own = [*close, f"{metrics['perf/tokens_per_s']:,.0f}"] if name == "student" else ["", "", ""]
+        own = [*close, f"{metrics['perf/mean_tokens_per_s']:,.0f}"] if name == "student" else ["", "", ""]
         table.add_row(name, size, f"{loss:.3f}", f"{math.exp(loss):,.1f}", *own)
     return table

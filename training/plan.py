@@ -1,5 +1,6 @@
 """What a run would cost, from its configuration alone: nothing is loaded, downloaded or written."""
 
+import math
 import time
 
 import torch
@@ -12,7 +13,7 @@ from tutelage.training.parts import make_accelerator
 
 GIB = 2**30
 EFFICIENCY = 0.5  # of the measured matmul rate that a whole step reaches; `benchmarks/train_step.py` measures it
-CHUNK = 1024  # tokens whose logits `linear_divergence` holds at a time
+CHUNK = 2048  # tokens whose logits `linear_divergence` holds at a time
 
 
 def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device) -> dict[str, str]:
@@ -20,7 +21,7 @@ def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device) -> dict
     vocab_size = teacher.vocab_size or 49_152
     student = resolve(config.student, vocab_size, teacher.preset)
     tokens_per_step = config.batch_size * config.packing.seq_len
-    flops = flops_per_token(student, teacher) * tokens_per_step
+    flops = flops_per_token(student, teacher, _share_asked(config)) * tokens_per_step
     rate = matmul_rate(device) * EFFICIENCY
     per_step = flops / rate
     lines = {
@@ -28,7 +29,7 @@ def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device) -> dict
         "student": f"{student.n_parameters:,} parameters, {student.n_layers} layers, width {student.d_model},"
         f" init {config.student.init}",
         "data": f"{config.data or teacher.data}, rows of {config.packing.seq_len} tokens",
-        "memory": _memory_line(student, teacher, tokens_per_step // config.accumulate),
+        "memory": _memory_line(student, teacher, config),
         "step": f"{config.batch_size} rows = {tokens_per_step:,} tokens, {flops / 1e12:,.1f} TFLOP,"
         f" about {per_step:,.2f} s on {device.type} ({rate / 1e12:.2f} TFLOP/s)",
     }
@@ -48,11 +49,23 @@ def show(config: RunConfig) -> None:
     )
 
 
-def flops_per_token(student: StudentConfig, teacher: TeacherEntry) -> float:
-    """Matmul FLOP of one training token: the student three times (forward and two gradients), the teacher once."""
+def flops_per_token(student: StudentConfig, teacher: TeacherEntry, asked: float = 1.0) -> float:
+    """Matmul FLOP of one training token: the student three times (forward and two gradients), the teacher once.
+
+    `asked` is the share of tokens for which the teacher's layers run; its head runs for every token.
+    """
     table = student.padded_vocab_size * student.d_model
     trunk = student.n_parameters - table * (1 if student.tie_embeddings else 2)
-    return 6 * (trunk + table) + 2 * teacher.n_parameters
+    head = teacher.vocab_size * teacher.d_model
+    return 6 * (trunk + table) + 2 * (head + asked * (teacher.n_parameters - head))
+
+
+def _share_asked(config: RunConfig) -> float:
+    """The share of tokens for which the teacher runs: rows that come again are remembered."""
+    passes = float(config.epochs or 1.0)
+    if config.steps:  # how many rows there are is known only where they are limited
+        passes = config.steps * config.batch_size / config.max_rows if config.max_rows else 1.0
+    return 1 / max(1.0, passes) if config.teacher_memory else 1.0
 
 
 def matmul_rate(device: torch.device, size: int = 1024, repeats: int = 8) -> float:
@@ -74,17 +87,23 @@ def _teacher_line(name: str, teacher: TeacherEntry) -> str:
     return f"{name} ({teacher.source}): {teacher.n_parameters:,} parameters in {how}{download}"
 
 
-def _memory_line(student: StudentConfig, teacher: TeacherEntry, tokens: int) -> str:
+def _memory_line(student: StudentConfig, teacher: TeacherEntry, config: RunConfig) -> str:
+    tokens = config.batch_size * config.packing.seq_len // config.accumulate
     state = 16 * student.n_parameters  # fp32 weights, gradients, and AdamW's two moments
     chunk = min(CHUNK, tokens)
     loss = 2 * chunk * student.padded_vocab_size * 2 + 8 * student.padded_vocab_size * student.d_model
     width = 16 * student.d_model + 4 * student.d_ff
     activations = tokens * student.n_layers * width * 2
-    total = state + loss + activations + teacher.memory_bytes
+    remembered = 0.0
+    if _share_asked(config) < 1:
+        answers = 2 * teacher.d_model * config.packing.seq_len * config.max_rows if config.max_rows else math.inf
+        remembered = min(config.teacher_memory * GIB, answers)
+    total = state + loss + activations + teacher.memory_bytes + remembered
     parts = {
         "teacher": teacher.memory_bytes,
         "student and optimizer": state,
         "loss": loss,
         "activations": activations,
+        "teacher's answers": remembered,
     }
-    return f"about {total / GIB:,.1f} GiB: " + ", ".join(f"{k} {v / GIB:,.2f}" for k, v in parts.items())
+    return f"about {total / GIB:,.1f} GiB: " + ", ".join(f"{k} {v / GIB:,.2f}" for k, v in parts.items() if v)

@@ -1,6 +1,7 @@
 """Command lines from dataclasses: a field, its type and its docstring are the flag, its check and its help."""
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, desc
     Nested dataclasses are dotted flags (`--optim.lr`), booleans are bare (`--dry_run`, `--no_dry_run`).
     Raises UserError naming the flag, the value and the nearest known flag.
     """
-    parser = _Parser(prog=prog, description=description, exit_on_error=False)
+    parser = _Parser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of these same fields.")
     for name, hint, default, text in _fields(config):
         if hint in (bool, bool | None):
@@ -68,22 +69,25 @@ def _fields(config: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, Any
             yield prefix + field.name, hints[field.name], field.default, helps.get(field.name) or ""
 
 
-def _build(config: type[T], values: Any, name: str = "configuration") -> T:
+def _build(config: type[T], values: Any, prefix: str = "") -> T:
     if not isinstance(values, Namespace):
+        name = prefix.rstrip(".") or "configuration"
         raise UserError(f"{name} {values!r}: needs fields with values, see --help for their names")
     hints = get_type_hints(config)
     chosen = {
-        field.name: _build(hints[field.name], values[field.name], field.name)
+        field.name: _build(hints[field.name], values[field.name], f"{prefix}{field.name}.")
         if dataclasses.is_dataclass(hints[field.name])
-        else _plain(values[field.name])
+        else _plain(prefix + field.name, values[field.name])
         for field in dataclasses.fields(config)  # type: ignore[arg-type]
     }
     return config(**chosen)
 
 
-def _plain(value: Any) -> Any:
-    """A number without jsonargparse's range-checking type, which YAML could not write."""
+def _plain(name: str, value: Any) -> Any:
+    """A finite number without jsonargparse's range-checking type, which YAML could not write."""
     for base in (bool, int, float):
         if isinstance(value, base):
+            if not math.isfinite(value):
+                raise UserError(f"--{name} {value}: must be finite")
             return base(value)
     return value

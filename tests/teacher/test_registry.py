@@ -1,13 +1,17 @@
 """Teachers by name."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from tutelage import distill, load_student
 from tutelage.errors import UserError
 from tutelage.teacher.decoder_teacher import DecoderTeacher
 from tutelage.teacher.registry import CODE, EMBEDDED, TEACHERS, entry, load_teacher
+from tutelage.training.config import RunConfig
 
 
 def test_the_three_promised_names_are_known() -> None:
@@ -54,6 +58,17 @@ def test_a_directory_without_a_readable_config_is_refused(tmp_path: Path, conten
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
         entry(str(tmp_path))
+
+
+def test_a_run_stands_for_its_newest_student(make_config: Callable[..., RunConfig]) -> None:
+    run = distill(make_config(steps=2, checkpoint_every=1))
+    newest = run.path / "checkpoints" / "step-2" / "student"
+    found, student = entry(str(run.path)), load_student(newest).model
+    assert (found.source, found.d_model) == (str(newest), student.config.d_model)
+    assert found.n_parameters == pytest.approx(sum(p.numel() for p in student.parameters()), rel=0.02)
+    teacher = load_teacher(str(run.path))
+    assert isinstance(teacher, DecoderTeacher)
+    assert torch.equal(teacher.decoder.head, student.head.bfloat16())
 
 
 def test_a_student_directory_teaches(teacher_dir: Path) -> None:

@@ -10,7 +10,8 @@ from tutelage.training import display as module
 from tutelage.training.display import Display, summary
 
 ROW = {
-    "train/loss": 1.2345, "train/ce": 2.5, "train/kl": 0.5, "perf/tokens_per_s": 12345.0, "perf/seconds_per_step": 2.0
+    "train/loss": 1.2345, "train/ce": 2.5, "train/kl": 0.5, "perf/tokens_per_s": 12345.0, "perf/seconds_per_step": 2.0,
+    "perf/mean_tokens_per_s": 678.0,
 }  # fmt: skip
 
 
@@ -57,5 +58,7 @@ def test_the_summary_names_the_run_as_it_is(capsys: pytest.CaptureFixture[str]) 
     assert shown.count(str(run)) == 3
     assert "student" in shown
     assert "unigram" in shown
+    assert "678" in shown
+    assert all(heading in shown for heading in ("nats/token", "acceptance", "tokens/s"))  # whole, in 80 columns
     summary(Path("runs/x"), 3, {})  # an interrupted run has no scores
     assert "step 3" in capsys.readouterr().out

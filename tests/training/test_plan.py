@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,28 @@ def test_the_lines_are_plausible() -> None:
     assert 5.6 + 1.8 < total < 20  # the teacher in bf16, and sixteen bytes a student's weight
     assert "4-bit" in plan(RunConfig(teacher="codellama-7b"), entry("codellama-7b"), CPU)["teacher"]
     assert "epochs" in plan(RunConfig(), entry("smollm2-135m"), CPU)["run"]
+
+
+def test_a_teacher_that_remembers_costs_less_work_and_some_memory() -> None:
+    known = entry("smollm2-135m")
+    student = resolve(StudentOptions(), 49_152, "smollm2-6l")
+    table = 49_152 * 576
+    saved = flops_per_token(student, known) - flops_per_token(student, known, 1 / 3)
+    assert saved == pytest.approx(2 * (known.n_parameters - table) * 2 / 3)
+    once = RunConfig(steps=10, batch_size=4, max_rows=40)
+    again = replace(once, steps=30)
+    assert float(step_tflop(again)) < float(step_tflop(once))
+    assert step_tflop(replace(again, teacher_memory=0.0)) == step_tflop(once)
+    assert step_tflop(replace(once, steps=None, epochs=3.0)) == step_tflop(again)
+    answers = f"teacher's answers {40 * 512 * 576 * 2 / 2**30:.2f}"
+    assert answers in plan(again, known, CPU)["memory"]
+    assert "answers" not in plan(once, known, CPU)["memory"]
+
+
+def step_tflop(config: RunConfig) -> str:
+    found = re.search(r"([\d.]+) TFLOP,", plan(config, entry("smollm2-135m"), CPU)["step"])
+    assert found
+    return found[1]
 
 
 def test_a_rate_is_measured() -> None:

@@ -220,7 +220,7 @@ def _centre(z: Tensor) -> Tensor:
 def _softmax(z: Tensor, weight: float) -> Tensor:
     """Turns centred `z (R, V)` into weight·softmax(z), in place; returns log Σ exp(z) `(R, 1)`.
 
-    Plain sweeps: on CPUs `torch.softmax` takes more than twice as long as `exp_`, `sum` and `mul_`.
+    Plain sweeps: on CPUs `exp_`, `sum` and `mul_` together are faster than `torch.softmax`.
     """
     total = z.exp_().sum(-1, keepdim=True)
     z.mul_(weight / total)

@@ -28,12 +28,11 @@ class Memory:
     def __call__(self, batch: Batch) -> TeacherSignal:
         """See `Teacher.signal`."""
         keys = batch.keys.tolist()
-        known = [self._rows.get(key) for key in keys]
-        if self._last is not None and all(row is not None for row in known):
-            return replace(self._last, hidden=torch.stack([row for row in known if row is not None]))
+        if self._last is not None and self._rows.keys() >= set(keys):
+            return replace(self._last, hidden=torch.stack([self._rows[key] for key in keys]))
         self._last = signal = self.teacher.signal(batch)
         for key, row in zip(keys, signal.hidden, strict=True):
             if key not in self._rows and self._left >= row.nbytes:
                 self._rows[key] = row.clone()  # a view would keep the whole batch
                 self._left -= row.nbytes
-        return replace(signal)
+        return signal

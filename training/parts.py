@@ -61,7 +61,7 @@ class Parts:
 
 def build(config: RunConfig, teacher: Teacher | None) -> Parts:
     """Builds the parts. Raises UserError for input that cannot work; nothing is written but caches."""
-    # Large tensors in huge pages, where the system has them: up to a fifth faster on a CPU. Read at the first tensor.
+    # Large tensors in huge pages, where the system has them: fewer page faults. Read at the first tensor.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     torch.ones(64).sqrt()  # the first large threaded sqrt of a process is not bit-reproducible; a small one is
     if config.steps and config.epochs:

@@ -1,6 +1,5 @@
 """Everything a run is made of, built once from its configuration, in the order the data takes."""
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from tutelage.student.weights import initialise
 from tutelage.teacher.memory import Memory
 from tutelage.teacher.registry import TeacherEntry, entry, load_teacher
 from tutelage.teacher.signal import Teacher, TeacherSignal
+from tutelage.training.allocator import keep_memory
 from tutelage.training.config import RunConfig
 from tutelage.training.distiller import Distiller
 from tutelage.training.optim import make_optimizer
@@ -61,8 +61,7 @@ class Parts:
 
 def build(config: RunConfig, teacher: Teacher | None) -> Parts:
     """Builds the parts. Raises UserError for input that cannot work; nothing is written but caches."""
-    # Large tensors in huge pages, where the system has them: fewer page faults. Read at the first tensor.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_memory()
     torch.ones(64).sqrt()  # the first large threaded sqrt of a process is not bit-reproducible; a small one is
     if config.steps and config.epochs:
         raise UserError(f"--steps {config.steps} and --epochs {config.epochs:g} both say when to end: pass one of them")

@@ -7,7 +7,6 @@ The gradient is made in the forward pass, from the same logits that gave the val
 Shapes: N tokens, C tokens of a chunk, R rows of a slice, V vocabulary, D student width, E teacher width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,16 +107,17 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         sums, d_hidden, d_head = _sweep(hidden, head, t_hidden, t_head, t_bias, targets, plan)
         ctx.save_for_backward(d_hidden, d_head)
+        ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(*sums[1:])
         return sums
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_head = ctx.saved_tensors
+        d_hidden, d_head = ctx.saved_tensors  # (N, D), (D, ≥V)
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
         return (
-            (d_hidden * grad_total).to(d_hidden.dtype) if needs_hidden else None,
-            (d_head * grad_total).to(d_head.dtype) if needs_head else None,
+            d_hidden * grad_total if needs_hidden else None,
+            _scaled_transpose(d_head, grad_total, ctx.head_dtype) if needs_head else None,
             *(None,) * 5,
         )
 
@@ -131,7 +131,7 @@ def _sweep(
     targets: Tensor,
     plan: _Plan,
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None, Tensor | None]:
-    """(total, divergence, cross-entropy, count), d_hidden `(N, D)` and d_head like `head`, chunk by chunk."""
+    """(total, divergence, cross-entropy, count), d_hidden `(N, D)` and d_head transposed, `(D, ≥V)`, chunk by chunk."""
     dtype, stat = plan.compute_dtype, torch.promote_types(plan.compute_dtype, torch.float32)
     rows = (targets != IGNORE).nonzero().squeeze(1)  # ignored rows never reach a matmul
     weight = head.to(dtype)
@@ -157,17 +157,14 @@ def _sweep(
         cross_entropy += ce
         if d_hidden is not None:  # s now holds the gradient
             d_hidden[picked] = torch.mm(s, weight).to(hidden.dtype)
-            share = torch.mm(x.t().contiguous(), s)  # (D, V): on CPUs a third faster than (V, D)
-            if d_head is None:  # several chunks are summed in fp32
-                d_head = torch.empty_like(head, dtype=head.dtype if chunk == len(rows) else stat)
-                _transposed(Tensor.copy_, d_head, share)
-            else:
-                _transposed(Tensor.add_, d_head, share)
+            share = torch.mm(x.t().contiguous(), s)  # (D, ≥V): on CPUs a third faster than (≥V, D)
+            # several chunks are summed in fp32
+            d_head = share if chunk == len(rows) else share.to(stat) if d_head is None else d_head.add_(share)
 
     total = plan.kd_weight * plan.temperature**2 * divergence + plan.ce_weight * cross_entropy
     count = torch.tensor(len(rows), dtype=stat, device=hidden.device)
-    if plan.with_grad:
-        d_head = torch.zeros_like(head) if d_head is None else d_head.to(head.dtype)
+    if plan.with_grad and d_head is None:
+        d_head = head.new_zeros(head.shape[::-1])
     return (total, divergence, cross_entropy, count), d_hidden, d_head
 
 
@@ -227,10 +224,12 @@ def _softmax(z: Tensor, weight: float) -> Tensor:
     return total.log()
 
 
-def _transposed(write: Callable[[Tensor, Tensor], Tensor], target: Tensor, source: Tensor, width: int = 64) -> None:
-    """`write(target (V, D), source.T)` for `source (D, V)`, in strips that stay in cache."""
+def _scaled_transpose(source: Tensor, scale: Tensor, dtype: torch.dtype, width: int = 64) -> Tensor:
+    """`scale · source.T (V, D)` for `source (D, V)`, in strips that stay in cache."""
+    target = torch.empty(source.shape[::-1], dtype=dtype, device=source.device)
     for start in range(0, len(source), width):
-        write(target[:, start : start + width], source[start : start + width].t())
+        target[:, start : start + width].copy_(source[start : start + width].t()).mul_(scale)
+    return target
 
 
 def _shape_teacher(t: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:

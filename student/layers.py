@@ -10,16 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.kernels.attention import attention
+from tutelage.kernels.rms_norm import rms_norm
 from tutelage.student.cache import KVCache
 from tutelage.student.config import StudentConfig
 
 
 class RMSNorm(nn.RMSNorm):
-    """`weight · x / √(mean(x²) + eps)`, the mean in fp32 whatever the dtype of `x (…, D)`. arXiv:1910.07467."""
+    """See `rms_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, D)` → `(…, D)`."""
-        return self.weight * F.rms_norm(x.float(), self.normalized_shape, eps=self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps or 0.0)
 
 
 NORMS: dict[str, type[RMSNorm | nn.LayerNorm]] = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}

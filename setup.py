@@ -19,6 +19,7 @@ BASE = [
     "sentencepiece>=0.2",
     "numpy>=2.0",
     "PyYAML>=6.0",
+    "psutil>=6.0",
 ]
 EXTRAS = {
     "quant": ["bitsandbytes>=0.49"],

@@ -66,7 +66,5 @@ def test_a_view_that_is_not_contiguous():
     x = torch.randn(4, 6, 5).transpose(1, 2)
     torch.testing.assert_close(rms_norm(x, torch.ones(6), 1e-5), F.rms_norm(x.contiguous(), (6,), eps=1e-5))
     grad = torch.randn(4, 5, 6).transpose(0, 1).contiguous().transpose(0, 1)
-    for ours, theirs in zip(
-        run(rms_norm, x, torch.ones(6), grad), run(composite, x, torch.ones(6), grad), strict=True
-    ):
+    for ours, theirs in zip(run(rms_norm, x, torch.ones(6), grad), run(composite, x, torch.ones(6), grad), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

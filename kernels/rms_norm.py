@@ -23,7 +23,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """On CPUs half the time of the composite, forward and backward: the passes over memory are what it costs."""
+    """For CPUs, where each pass over memory costs and the composite makes many, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -31,7 +31,8 @@ class _RMSNorm(torch.autograd.Function):
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=stat).square_()
         scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()  # (N, 1)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).to(x.dtype) * weight
+        out: Tensor = (x * scale).to(x.dtype) * weight
+        return out
 
     @staticmethod
     @once_differentiable

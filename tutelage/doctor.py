@@ -76,10 +76,6 @@ def _accelerators() -> Iterator[Finding]:
             yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB", cost)
 
 
-def _kernels() -> Iterator[Finding]:
-    yield Finding("fused loss", "eager: chunked matmuls, gradients made in the forward pass, on any device")
-
-
 def _memory() -> Iterator[Finding]:
     import psutil
 
@@ -143,7 +139,7 @@ def _sandbox() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _versions, _processor, _accelerators, _kernels, _memory, _disk, _embedded_teacher, _hub, _extras, _sandbox,
+    _versions, _processor, _accelerators, _memory, _disk, _embedded_teacher, _hub, _extras, _sandbox,
 )  # fmt: skip
 
 

@@ -45,33 +45,36 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     from tutelage.training.display import Display
     from tutelage.training.interrupt import Interrupt
     from tutelage.training.parts import build
+    from tutelage.training.processes import Mute, Processes
     from tutelage.training.run_directory import open_run, run_path
     from tutelage.training.tracking import Tracker
 
     if isinstance(teacher, str):
         fields, teacher = {**fields, "teacher": teacher}, None
     config = replace(config or RunConfig(), **fields)
-    path = run_path(config)
-    parts = build(config, teacher)
+    processes = Processes(config)
+    path = processes.told(processes.agree(lambda: run_path(config) if processes.first else Path()))
+    parts = processes.agree(lambda: build(config, teacher, processes))
     state = TrainingState(origin=parts.origin)
     if config.resume:
-        state = load_checkpoint(path, parts.origin, parts.distiller, parts.optimizer)
-    open_run(path, config)
+        state = processes.agree(lambda: load_checkpoint(parts, path))
+    processes.agree(lambda: open_run(path, config) if processes.first else None)
     last = min(parts.steps, config.stop_after or parts.steps)
     metrics: dict[str, float] = {}
     saved = state.step
 
     with (
-        Tracker(path, config.tracker, state.step) as tracker,
-        Display(parts.steps, state.step) as display,
+        Tracker(path, config.tracker, state.step) if processes.first else Mute() as tracker,
+        Display(parts.steps, state.step) if processes.first else Mute() as display,
         Interrupt() as interrupt,
     ):
         display.say(_headline(parts, config))
         meter = Meter(state)
-        while state.step < last and not interrupt.requested:
+        leave = False
+        while state.step < last and not leave:
             row = train_step(parts, config, state)
-            ends = state.step == parts.steps
-            scored = ends or state.step % config.eval_every == 0
+            leave = processes.anywhere(bool(interrupt.requested))
+            scored = state.step == parts.steps or state.step % config.eval_every == 0
             if scored:
                 row |= score(parts, config)
                 tracker.log_samples(state.step, samples(parts))
@@ -79,13 +82,11 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
                 metrics = row | meter.read(state)
                 tracker.log(state.step, metrics)
                 display.show(state.step, metrics)
-            if state.step % config.checkpoint_every == 0 or state.step == last or interrupt.requested:
+            if state.step % config.checkpoint_every == 0 or state.step == last or leave:
                 saved = state.step
-                save_checkpoint(
-                    path, state, parts.distiller, parts.optimizer, parts.teacher.tokenizer, config.keep_last
-                )
-        if interrupt.requested:
-            display.say(f"{interrupt.requested}: saved step {saved}; go on with --resume {path}")
+                save_checkpoint(parts, state, path, config.keep_last)
+        if leave:
+            display.say(f"{interrupt.requested or 'interrupted'}: saved step {saved}; go on with --resume {path}")
     return Run(path, state.step, metrics)
 
 
@@ -94,23 +95,29 @@ def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dic
 
     Raises UserError, naming the rows, when more steps were not finite than `config.max_skipped` allows.
     """
+    import torch
+
     from tutelage.losses.term import Progress
-    from tutelage.training.optim import learning_rate, set_learning_rate
+    from tutelage.training.optim import clip, learning_rate, set_learning_rate
 
     started = time.perf_counter()
     objective = parts.distiller.objective
-    batch = parts.loader.batch(state.step).to(parts.accelerator.device)
-    counts = objective.counts(batch)  # of the whole step: micro-batches change nothing
+    processes = parts.processes
+    batch = parts.loader.batch(state.step)  # of all processes
+    counts = objective.counts(batch.to(processes.device))  # of the whole step, however it is shared
     rate = learning_rate(state.step, parts.steps, config.optim)
     set_learning_rate(parts.optimizer, rate)
     sums: dict[str, Any] = {}
-    for piece in batch.split(config.accumulate):
+    pieces = processes.share(batch).split(config.accumulate)
+    for number, piece in enumerate(pieces, 1):
         signal = parts.signal(piece) if objective.needs else None
-        loss, logs = parts.wrapped(piece, signal, counts, Progress(state.step, parts.steps))
-        parts.accelerator.backward(loss)
+        with processes.exchange(parts.wrapped, now=number == len(pieces)):
+            loss, logs = parts.wrapped(piece, signal, counts, Progress(state.step, parts.steps))
+            (loss * processes.size).backward()  # gradients are averaged over processes, and a sum is wanted
         sums = {name: value + sums.get(name, 0) for name, value in logs.items()}
-    sums["grad_norm"] = parts.accelerator.clip_grad_norm_(parts.distiller.parameters(), config.optim.clip)
-    row = {f"train/{name}": float(value) for name, value in sums.items()}  # the one read of the device in a step
+    totals = processes.total(torch.stack([*sums.values()]))
+    found = torch.cat((totals, clip(parts.distiller, config.optim.clip)[None])).tolist()  # the one read of the device
+    row = {f"train/{name}": value for name, value in zip((*sums, "grad_norm"), found, strict=True)}
     if math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"]):
         parts.optimizer.step()
     else:
@@ -138,14 +145,12 @@ def score(parts: "Parts", config: RunConfig) -> dict[str, float]:
     """The student beside its teacher and a unigram model, on the same held-out rows every time."""
     from tutelage.data.loader import heldout_batches
     from tutelage.evaluation.fidelity import decoder_scorer, fidelity, unigram_loss
+    from tutelage.training.sharding import inference
 
     batches = list(heldout_batches(parts.corpus, config.batch_size, config.eval_rows))
-    on_device = [batch.to(parts.accelerator.device) for batch in batches]
-    parts.student.eval()
-    result = fidelity(
-        decoder_scorer(parts.student, config.precision), parts.teacher.signal, on_device, parts.vocab_size
-    )
-    parts.student.train()
+    scorer, mine = decoder_scorer(parts.student, config.precision), parts.processes.deal(batches)
+    with inference(parts.distiller):
+        result = fidelity(scorer, parts.teacher.signal, mine, parts.vocab_size, parts.processes.total)
     found = {**result.metrics(), "unigram_loss": unigram_loss(parts.corpus, batches, parts.vocab_size)}
     sizes = {"student": parts.student.config.n_parameters, "teacher": parts.teacher.spec.n_parameters}
     return {f"eval/{name}": value for name, value in found.items()} | {f"size/{k}": float(v) for k, v in sizes.items()}
@@ -154,12 +159,11 @@ def score(parts: "Parts", config: RunConfig) -> dict[str, float]:
 def samples(parts: "Parts") -> list[Any]:
     """The prompts of `training/samples.py` completed by both sides."""
     from tutelage.training.samples import complete, pair
+    from tutelage.training.sharding import inference
 
-    parts.student.eval()
-    device, tokenizer = parts.accelerator.device, parts.teacher.tokenizer
-    both = [complete(model, tokenizer, device) for model in (parts.teacher.generator(), parts.student)]
-    parts.student.train()
-    return pair(*both)
+    device, tokenizer = parts.processes.device, parts.teacher.tokenizer
+    with inference(parts.distiller):
+        return pair(*(complete(model, tokenizer, device) for model in (parts.teacher.generator(), parts.student)))
 
 
 def _headline(parts: "Parts", config: RunConfig) -> str:
@@ -189,7 +193,7 @@ class Meter:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if cli.speaks() else logging.ERROR, format="%(message)s")
     return cli.run(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -210,7 +214,8 @@ def _command(argv: list[str]) -> None:
     run = distill(config)
     from tutelage.training.display import summary
 
-    summary(run.path, run.step, run.metrics)
+    if cli.speaks():
+        summary(run.path, run.step, run.metrics)
 
 
 if __name__ == "__main__":

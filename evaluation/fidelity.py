@@ -49,20 +49,29 @@ def decoder_scorer(model: Decoder, precision: str = "bf16") -> Scorer:
 
 
 @torch.no_grad()
-def fidelity(model: Scorer, reference: Scorer, batches: Iterable[Batch], vocab_size: int) -> Fidelity:
-    """Compares `model` with its teacher `reference` at every target of the batches."""
-    sums = torch.zeros(5, dtype=torch.float64)
-    count = 0
+def fidelity(
+    model: Scorer,
+    reference: Scorer,
+    batches: Iterable[Batch],
+    vocab_size: int,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Fidelity:
+    """Compares `model` with its teacher `reference` at every target of the batches.
+
+    Where several processes have batches, `total` adds up the sums of all.
+    """
+    sums = torch.zeros(6, dtype=torch.float64)  # the last one counts targets
     for batch in batches:
         keep = batch.targets != IGNORE
         targets = batch.targets[keep]  # (N,)
         pairs = [_rows(scorer(batch), keep) for scorer in (model, reference)]
-        count += len(targets)
+        sums[5] += len(targets)
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             log_q, log_p = (_log_softmax(signal, hidden[part], vocab_size) for signal, hidden in pairs)
-            sums += _compare(log_q, log_p, targets[part]).double().cpu()
-    loss, reference_loss, kl, agreement, acceptance = (sums / max(1, count)).tolist()
+            sums[:5] += _compare(log_q, log_p, targets[part]).double().cpu()
+    *means, count = total(sums).tolist()
+    loss, reference_loss, kl, agreement, acceptance = (mean / max(1, count) for mean in means)
     return Fidelity(loss, math.exp(loss), reference_loss, kl, agreement, acceptance)
 
 

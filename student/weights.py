@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.errors import UserError
@@ -41,12 +41,14 @@ class Student:
         return self.tokenizer.decode(ids)
 
 
-def save_student(model: Decoder, tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes a directory that `load_student` reads."""
+def save_student(
+    model: Decoder, tokenizer: Tokenizer, directory: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes a directory that `load_student` reads; `weights` are the model's, where it does not hold them whole."""
     directory.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, "tokenizer_fingerprint": tokenizer.fingerprint, **asdict(model.config)}
     (directory / "config.json").write_text(json.dumps(record, indent=2))
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().contiguous() for name, tensor in (weights or model.state_dict()).items()}
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(directory)
 

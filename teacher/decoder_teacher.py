@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
@@ -31,6 +32,10 @@ class DecoderTeacher:
         """See `Teacher.signal`."""
         output = self.decoder(batch.tokens, positions=batch.positions, segments=batch.segments, taps=taps)
         return FullSignal(output.hidden, self.decoder.head, taps=output.taps)
+
+    def layers(self) -> nn.ModuleList:
+        """What can be cut up over processes."""
+        return self.decoder.layers
 
     def generator(self) -> Decoder:
         """The decoder itself."""

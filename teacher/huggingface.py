@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
@@ -56,6 +56,17 @@ class HuggingFaceTeacher:
         )
         tapped = tuple(out.hidden_states[layer + 1] for layer in taps)
         return FullSignal(out.last_hidden_state, self.head, self.bias, self.scale, self.cap, tapped)
+
+    def layers(self) -> nn.ModuleList:
+        """What can be cut up over processes: its longest list of modules, unless it is quantised.
+
+        From then on it generates through transformers, not through the Decoder that shares its weights.
+        """
+        if self.spec.quantisation:
+            return nn.ModuleList()
+        self.decoder = None
+        lists = (module for module in self.model.modules() if isinstance(module, nn.ModuleList))
+        return max(lists, key=len, default=nn.ModuleList())
 
     def generator(self) -> CausalLM:
         """The same weights in our decoder, whose cache keeps rows apart; else the model itself, row by row."""

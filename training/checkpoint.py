@@ -1,11 +1,14 @@
 """Checkpoints: everything a run needs to go on bit for bit, as safetensors and JSON, whole or absent.
 
 `checkpoints/step-N/` holds `student/` (which `load_student` reads), `optimizer.safetensors`, `learned.safetensors`
-(what losses learn), `rng.safetensors`, `state.json` and a manifest with the SHA-256 of every file.
+(what losses learn), `rng.safetensors`, `state.json` and a manifest with the SHA-256 of every file. What several
+processes share is written whole, by the first of them, so that a run may go on with any number of them.
 """
 
 import json
+import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.files import newest_whole, publish, steps
 from tutelage.student.weights import save_student
-from tutelage.training.distiller import Distiller
+from tutelage.training.parts import Parts
+from tutelage.training.processes import Processes
+from tutelage.training.sharding import like, whole
+
+log = logging.getLogger(__name__)
+RANDOM = "rng.safetensors"
 
 
 @dataclass
@@ -32,21 +39,24 @@ class TrainingState:
     origin: dict[str, Any] = field(default_factory=dict)  # must be the same when the run goes on
 
 
-def save_checkpoint(
-    run: Path,
-    state: TrainingState,
-    distiller: Distiller,
-    optimizer: torch.optim.Optimizer,
-    tokenizer: Tokenizer,
-    keep_last: int,
-) -> Path:
-    """Publishes `checkpoints/step-N` and then removes all but the newest `keep_last`."""
+def save_checkpoint(parts: Parts, state: TrainingState, run: Path, keep_last: int) -> Path:
+    """Publishes `checkpoints/step-N` and then removes all but the newest `keep_last`.
+
+    Every process must come here; the first one writes.
+    """
     path = run / "checkpoints" / f"step-{state.step}"
+    distiller, tell = parts.distiller, parts.processes.first
+    weights = _whole(distiller.student.state_dict(), tell)
+    learned = _whole(distiller.objective.state_dict(), tell)
+    moments = _whole(_flat(parts.optimizer), tell)
+    random = parts.processes.gather(_rng())
+    if not tell:
+        return path
     with publish(path) as aside:
-        save_student(distiller.student, tokenizer, aside / "student")
-        save_file(_flat(optimizer), aside / "optimizer.safetensors")
-        save_file(dict(distiller.objective.state_dict()), aside / "learned.safetensors")
-        save_file(_rng(), aside / "rng.safetensors")
+        save_student(distiller.student, parts.teacher.tokenizer, aside / "student", weights)
+        save_file(moments, aside / "optimizer.safetensors")
+        save_file(learned, aside / "learned.safetensors")
+        save_file({f"{rank}.{k}": v for rank, own in enumerate(random) for k, v in own.items()}, aside / RANDOM)
         (aside / "state.json").write_text(json.dumps(asdict(state), indent=1))
     # What lies ahead of the step just saved was damaged, or the run would have gone on from there.
     ahead = [old for old in steps(run) if int(old.name[5:]) > state.step]
@@ -55,10 +65,8 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(
-    run: Path, origin: dict[str, Any], distiller: Distiller, optimizer: torch.optim.Optimizer
-) -> TrainingState:
-    """Restores the newest whole checkpoint of `run` in place.
+def load_checkpoint(parts: Parts, run: Path) -> TrainingState:
+    """Restores the newest whole checkpoint of `run` into the parts.
 
     Raises UserError where there is none, or, with the difference, where the run was made of something else.
     """
@@ -66,11 +74,12 @@ def load_checkpoint(
     if path is None:
         raise UserError(f"{run} has no whole checkpoint to resume from: start anew with another --output_dir")
     state = TrainingState(**json.loads((path / "state.json").read_text()))
-    _compare(state.origin, origin, run)
-    distiller.student.load_state_dict(load_file(path / "student" / "model.safetensors"))
-    distiller.objective.load_state_dict(load_file(path / "learned.safetensors"))
-    _unflatten(load_file(path / "optimizer.safetensors"), optimizer)
-    _set_rng(load_file(path / "rng.safetensors"))
+    _compare(state.origin, parts.origin, run)
+    for module, file in ((parts.student, "student/model"), (parts.distiller.objective, "learned")):
+        saved = load_file(path / f"{file}.safetensors")
+        module.load_state_dict({name: like(saved[name], tensor) for name, tensor in module.state_dict().items()})
+    _unflatten(load_file(path / "optimizer.safetensors"), parts.optimizer)
+    _set_rng(load_file(path / RANDOM), parts.processes)
     return state
 
 
@@ -94,6 +103,12 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The tensors in one piece; every process helps to put them together, and those that do not write keep nothing."""
+    together = ((name, whole(tensor)) for name, tensor in tensors.items())
+    return {name: tensor for name, tensor in together if keep}
+
+
 def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """`{"PARAMETER.KEY": tensor}`; safetensors wants contiguous tensors, and its own copy of each."""
     state = optimizer.state_dict()["state"]
@@ -101,10 +116,12 @@ def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _unflatten(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = tensor
+        cut = like(tensor, parameters[int(index)]) if tensor.ndim else tensor  # the count of steps has no shape
+        state.setdefault(int(index), {})[key] = cut
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -113,7 +130,11 @@ def _rng() -> dict[str, Tensor]:
     return {"cpu": torch.get_rng_state(), **states}
 
 
-def _set_rng(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states.pop("cpu"))
-    if states and torch.cuda.device_count() == len(states):
-        torch.cuda.set_rng_state_all([states[f"cuda.{i}"] for i in range(len(states))])
+def _set_rng(states: dict[str, Tensor], processes: Processes) -> None:
+    if len({name.partition(".")[0] for name in states}) != processes.size:
+        log.warning("saved by another number of processes: the rows go on in their order, dropout draws anew")
+        return
+    own = {name.partition(".")[2]: state for name, state in states.items() if name.startswith(f"{processes.rank}.")}
+    torch.set_rng_state(own.pop("cpu"))
+    if own and torch.cuda.device_count() == len(own):
+        torch.cuda.set_rng_state_all([own[f"cuda.{i}"] for i in range(len(own))])

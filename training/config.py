@@ -67,6 +67,8 @@ class RunConfig:
     """Where to train: auto, cpu, cuda, mps."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the matmuls; weights, statistics and optimizer stay fp32."""
+    fsdp: bool = False
+    """Cut weights, gradients and optimizer state up over the processes (FSDP2), for models that do not fit."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more work in the trunk."""
     output_dir: str | None = None

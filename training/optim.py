@@ -3,9 +3,10 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.training.config import OptimConfig
+from tutelage.training.sharding import whole
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -20,6 +21,12 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def clip(model: nn.Module, limit: float) -> Tensor:
+    """Scales the whole gradient down to the norm `limit` where it is longer; returns the norm it had, 0-dim."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return whole(norm)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

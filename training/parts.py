@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from tutelage.data.batch import Batch
 from tutelage.data.corpus import Corpus, build_corpus
@@ -24,12 +22,14 @@ from tutelage.training.allocator import keep_memory
 from tutelage.training.config import RunConfig
 from tutelage.training.distiller import Distiller
 from tutelage.training.optim import make_optimizer
+from tutelage.training.processes import Processes
+from tutelage.training.sharding import shard
 
 # What may change when a run goes on: none of it decides which weights come out, or all of it is meant to.
 FREE = {
     "output_dir", "resume", "stop_after", "dry_run", "checkpoint_every", "keep_last", "log_every", "eval_every",
     "eval_rows", "max_skipped", "tracker", "steps", "epochs", "optim", "device", "gradient_checkpointing",
-    "teacher_memory",
+    "teacher_memory", "fsdp",
 }  # fmt: skip
 
 
@@ -37,13 +37,13 @@ FREE = {
 class Parts:
     """The path of the data: corpus → loader → teacher → distiller (student and objective) → optimizer."""
 
-    accelerator: Accelerator
+    processes: Processes
     teacher: Teacher
     signal: Callable[[Batch], TeacherSignal]  # the teacher's, which may remember
     corpus: Corpus
     loader: Loader
     distiller: Distiller
-    wrapped: torch.nn.Module  # the distiller as accelerate prepared it: the one to call
+    wrapped: torch.nn.Module  # the distiller as its processes share it: the one to call
     optimizer: torch.optim.AdamW
     steps: int
     origin: dict[str, Any]  # what must not change when the run is resumed
@@ -59,21 +59,25 @@ class Parts:
         return self.student.config.vocab_size
 
 
-def build(config: RunConfig, teacher: Teacher | None) -> Parts:
+def build(config: RunConfig, teacher: Teacher | None, processes: Processes | None = None) -> Parts:
     """Builds the parts. Raises UserError for input that cannot work; nothing is written but caches."""
+    processes = processes or Processes(config)
     keep_memory()
     torch.ones(64).sqrt()  # the first large threaded sqrt of a process is not bit-reproducible; a small one is
     if config.steps and config.epochs:
         raise UserError(f"--steps {config.steps} and --epochs {config.epochs:g} both say when to end: pass one of them")
-    accelerator = make_accelerator(config)
+    _check_rows(config, processes.size)
     torch.manual_seed(config.seed)
     known = _entry(config, teacher)
-    teacher = teacher or load_teacher(config.teacher, str(accelerator.device))
-    corpus = build_corpus(config.data or known.data, teacher.tokenizer, config.packing, cache_directory() / "data")
+    with processes.in_turn():
+        teacher = teacher or load_teacher(config.teacher, str(processes.device))
+        corpus = build_corpus(config.data or known.data, teacher.tokenizer, config.packing, cache_directory() / "data")
     loader = Loader(corpus, config.batch_size, config.seed, config.max_rows)
     steps = config.steps or max(1, round((config.epochs or 1) * loader.rows_per_epoch / config.batch_size))
-    # A row that comes again is remembered, where micro-batches of one size give it the same bits.
-    remembers = steps * config.batch_size > loader.rows_per_epoch and config.batch_size % config.accumulate == 0
+    # A row that comes again is remembered, where it comes to the same process and micro-batches of one size give it
+    # the same bits.
+    repeats = steps * config.batch_size > loader.rows_per_epoch
+    remembers = repeats and processes.size == 1 and config.batch_size % config.accumulate == 0
     shape = resolve(config.student, teacher.tokenizer.vocab_size, known.preset)
     _check_length(config, shape)
     student = Decoder(shape)
@@ -82,9 +86,12 @@ def build(config: RunConfig, teacher: Teacher | None) -> Parts:
     objective = Objective(config.loss, shape.vocab_size)
     objective.check(teacher)
     distiller = Distiller(student, objective).train()
-    wrapped = accelerator.prepare(distiller)
+    if config.fsdp and processes.size > 1:
+        shard(distiller, teacher)
+    wrapped = processes.wrap(distiller)
+    torch.manual_seed(config.seed + processes.rank)  # dropout differs between processes, the first weights must not
     return Parts(
-        accelerator=accelerator,
+        processes=processes,
         teacher=teacher,
         signal=Memory(teacher, int(config.teacher_memory * 2**30)) if remembers else teacher.signal,
         corpus=corpus,
@@ -95,17 +102,6 @@ def build(config: RunConfig, teacher: Teacher | None) -> Parts:
         steps=steps,
         origin=_origin(config, teacher, shape, corpus),
     )
-
-
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """Devices and mixed precision. Raises UserError for a device that is not there."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # one process may make several runs, each its own way
-    try:
-        if config.device not in ("auto", "cpu"):
-            torch.empty(0, device=config.device)
-        return Accelerator(cpu=config.device == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no")
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"--device {config.device} is not available here: use auto or cpu") from error
 
 
 def _entry(config: RunConfig, teacher: Teacher | None) -> TeacherEntry:
@@ -121,8 +117,15 @@ def _check_length(config: RunConfig, shape: StudentConfig) -> None:
             f"--packing.seq_len {config.packing.seq_len} is more than the student's context of {shape.max_seq_len}:"
             " lower it or raise --student.max_seq_len"
         )
-    if config.accumulate > config.batch_size:
-        raise UserError(f"--accumulate {config.accumulate} micro-batches cannot share {config.batch_size} rows")
+
+
+def _check_rows(config: RunConfig, processes: int) -> None:
+    if config.accumulate * processes > config.batch_size:
+        among = f" on {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"--accumulate {config.accumulate} micro-batches{among} cannot share {config.batch_size} rows:"
+            f" raise --batch_size to {config.accumulate * processes} or more"
+        )
 
 
 def _origin(config: RunConfig, teacher: Teacher, shape: StudentConfig, corpus: Corpus) -> dict[str, Any]:

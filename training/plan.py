@@ -9,7 +9,7 @@ from rich.console import Console
 from tutelage.student.config import StudentConfig, resolve
 from tutelage.teacher.registry import TeacherEntry, entry
 from tutelage.training.config import RunConfig
-from tutelage.training.parts import make_accelerator
+from tutelage.training.processes import Processes
 
 GIB = 2**30
 EFFICIENCY = 0.5  # of the measured matmul rate that a whole step reaches; `benchmarks/train_step.py` measures it
@@ -43,7 +43,7 @@ def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device) -> dict
 
 def show(config: RunConfig) -> None:
     """Prints the plan."""
-    lines = plan(config, entry(config.teacher), make_accelerator(config).device)
+    lines = plan(config, entry(config.teacher), Processes(config).device)
     Console(highlight=False).print(
         "\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True, markup=False
     )

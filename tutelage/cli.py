@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -54,8 +55,14 @@ def run(body: Callable[[], int | None]) -> int:
     try:
         return body() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if speaks():  # several processes fail alike
+            print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def speaks() -> bool:
+    """Whether this process is the one that prints, of those that `torchrun` or `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _fields(config: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,10 +41,23 @@ def flat(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], torch.Tensor
     return {(i, key): value for i, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
 
 
+def parts(distiller: Distiller, optimizer: torch.optim.AdamW, tokenizer: Any = None, origin: Any = ORIGIN) -> Any:
+    """As much of a run's parts as a checkpoint looks at."""
+    processes = SimpleNamespace(first=True, rank=0, size=1, gather=lambda value: [value])
+    return SimpleNamespace(
+        distiller=distiller,
+        student=distiller.student,
+        optimizer=optimizer,
+        teacher=SimpleNamespace(tokenizer=tokenizer),
+        processes=processes,
+        origin=origin,
+    )
+
+
 def save(run: Path, step: int, tokenizer: Tokenizer, keep_last: int = 3) -> tuple[Distiller, torch.optim.AdamW]:
     distiller, optimizer = make(step)
     state = TrainingState(step, step * 10, 1.5, 2, dict(ORIGIN))
-    save_checkpoint(run, state, distiller, optimizer, tokenizer, keep_last)
+    save_checkpoint(parts(distiller, optimizer, tokenizer), state, run, keep_last)
     return distiller, optimizer
 
 
@@ -52,7 +66,7 @@ def test_every_bit_comes_back(tmp_path: Path, tokenizer: Tokenizer) -> None:
     drawn = torch.rand(5)
     other, other_optimizer = make(99)
     torch.manual_seed(12345)
-    state = load_checkpoint(tmp_path, ORIGIN, other, other_optimizer)
+    state = load_checkpoint(parts(other, other_optimizer), tmp_path)
     assert torch.equal(torch.rand(5), drawn)
     assert (state.step, state.tokens, state.seconds, state.skipped) == (7, 70, 1.5, 2)
     for a, b in zip(distiller.parameters(), other.parameters(), strict=True):
@@ -96,7 +110,7 @@ def test_a_damaged_one_is_passed_over_aloud(
     content = bytearray(weights.read_bytes())
     content[-5] ^= 4
     weights.write_bytes(content)
-    state = load_checkpoint(tmp_path, ORIGIN, *make(0))
+    state = load_checkpoint(parts(*make(0)), tmp_path)
     assert state.step == 1
     assert "step-2" in caplog.text
     assert "model.safetensors" in caplog.text
@@ -106,7 +120,7 @@ def test_none_that_is_whole_is_a_user_error(tmp_path: Path, tokenizer: Tokenizer
     save(tmp_path, 1, tokenizer)
     (tmp_path / "checkpoints" / "step-1" / "rng.safetensors").unlink()
     with pytest.raises(UserError, match="no whole checkpoint"):
-        load_checkpoint(tmp_path, ORIGIN, *make(0))
+        load_checkpoint(parts(*make(0)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +140,7 @@ def test_another_run_is_refused_with_both_values(
     distiller, optimizer = make(0)
     before = distiller.student.head.detach().clone()
     with pytest.raises(UserError, match=line):
-        load_checkpoint(tmp_path, {**ORIGIN, key: value}, distiller, optimizer)
+        load_checkpoint(parts(distiller, optimizer, origin={**ORIGIN, key: value}), tmp_path)
     assert torch.equal(distiller.student.head, before)
 
 

@@ -1,5 +1,6 @@
 """Everything a run is made of, built once from its configuration, in the order the data takes."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,11 +26,13 @@ from tutelage.training.optim import make_optimizer
 from tutelage.training.processes import Processes
 from tutelage.training.sharding import shard
 
-# What may change when a run goes on: none of it decides which weights come out, or all of it is meant to.
+log = logging.getLogger(__name__)
+
+# What may change when a run goes on: none of it decides, but for rounding, which weights come out, or it is meant to.
 FREE = {
     "output_dir", "resume", "stop_after", "dry_run", "checkpoint_every", "keep_last", "log_every", "eval_every",
     "eval_rows", "max_skipped", "tracker", "steps", "epochs", "optim", "device", "gradient_checkpointing",
-    "teacher_memory", "fsdp",
+    "teacher_memory", "fsdp", "accumulate",
 }  # fmt: skip
 
 
@@ -86,7 +89,9 @@ def build(config: RunConfig, teacher: Teacher | None, processes: Processes | Non
     objective = Objective(config.loss, shape.vocab_size)
     objective.check(teacher)
     distiller = Distiller(student, objective).train()
-    if config.fsdp and processes.size > 1:
+    if config.fsdp and processes.size == 1:
+        log.warning("--fsdp is pointless with one process, which has nobody to share with: going on without it")
+    elif config.fsdp:
         shard(distiller, teacher)
     wrapped = processes.wrap(distiller)
     torch.manual_seed(config.seed + processes.rank)  # dropout differs between processes, the first weights must not

@@ -16,22 +16,22 @@ EFFICIENCY = 0.5  # of the measured matmul rate that a whole step reaches; `benc
 CHUNK = 2048  # tokens whose logits `linear_divergence` holds at a time
 
 
-def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device) -> dict[str, str]:
-    """Lines of the plan. Raises UserError where the student cannot be built."""
+def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device, processes: int = 1) -> dict[str, str]:
+    """Lines of the plan, memory for each process. Raises UserError where the student cannot be built."""
     vocab_size = teacher.vocab_size or 49_152
     student = resolve(config.student, vocab_size, teacher.preset)
     tokens_per_step = config.batch_size * config.packing.seq_len
-    flops = flops_per_token(student, teacher, _share_asked(config)) * tokens_per_step
+    flops = flops_per_token(student, teacher, _share_asked(config, processes)) * tokens_per_step
     rate = matmul_rate(device) * EFFICIENCY
-    per_step = flops / rate
+    per_step = flops / rate / processes
     lines = {
         "teacher": _teacher_line(config.teacher, teacher),
         "student": f"{student.n_parameters:,} parameters, {student.n_layers} layers, width {student.d_model},"
         f" init {config.student.init}",
         "data": f"{config.data or teacher.data}, rows of {config.packing.seq_len} tokens",
-        "memory": _memory_line(student, teacher, config),
+        "memory": _memory_line(student, teacher, config, processes),
         "step": f"{config.batch_size} rows = {tokens_per_step:,} tokens, {flops / 1e12:,.1f} TFLOP,"
-        f" about {per_step:,.2f} s on {device.type} ({rate / 1e12:.2f} TFLOP/s)",
+        f" about {per_step:,.2f} s on {processes} × {device.type} ({rate / 1e12:.2f} TFLOP/s each)",
     }
     if config.steps:
         hours = config.steps * per_step / 3600
@@ -42,8 +42,11 @@ def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device) -> dict
 
 
 def show(config: RunConfig) -> None:
-    """Prints the plan."""
-    lines = plan(config, entry(config.teacher), Processes(config).device)
+    """Prints the plan, of as many processes as were started."""
+    processes = Processes(config)
+    lines = plan(config, entry(config.teacher), processes.device, processes.size)
+    if not processes.first:
+        return
     Console(highlight=False).print(
         "\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True, markup=False
     )
@@ -60,12 +63,12 @@ def flops_per_token(student: StudentConfig, teacher: TeacherEntry, asked: float 
     return 6 * (trunk + table) + 2 * (head + asked * (teacher.n_parameters - head))
 
 
-def _share_asked(config: RunConfig) -> float:
-    """The share of tokens for which the teacher runs: rows that come again are remembered."""
+def _share_asked(config: RunConfig, processes: int) -> float:
+    """The share of tokens for which the teacher runs: one process remembers rows that come again."""
     passes = float(config.epochs or 1.0)
     if config.steps:  # how many rows there are is known only where they are limited
         passes = config.steps * config.batch_size / config.max_rows if config.max_rows else 1.0
-    return 1 / max(1.0, passes) if config.teacher_memory else 1.0
+    return 1 / max(1.0, passes) if config.teacher_memory and processes == 1 else 1.0
 
 
 def matmul_rate(device: torch.device, size: int = 1024, repeats: int = 8) -> float:
@@ -87,20 +90,23 @@ def _teacher_line(name: str, teacher: TeacherEntry) -> str:
     return f"{name} ({teacher.source}): {teacher.n_parameters:,} parameters in {how}{download}"
 
 
-def _memory_line(student: StudentConfig, teacher: TeacherEntry, config: RunConfig) -> str:
-    tokens = config.batch_size * config.packing.seq_len // config.accumulate
-    state = 16 * student.n_parameters  # fp32 weights, gradients, and AdamW's two moments
+def _memory_line(student: StudentConfig, teacher: TeacherEntry, config: RunConfig, processes: int) -> str:
+    tokens = config.batch_size * config.packing.seq_len // config.accumulate // processes
+    cut = processes if config.fsdp else 1
+    state = 16 * student.n_parameters // cut  # fp32 weights, gradients, and AdamW's two moments
+    head = 2 * teacher.vocab_size * teacher.d_model
+    held = (teacher.memory_bytes - head) // cut + head  # its head stays whole
     chunk = min(CHUNK, tokens)
     loss = 2 * chunk * student.padded_vocab_size * 2 + 8 * student.padded_vocab_size * student.d_model
     width = 16 * student.d_model + 4 * student.d_ff
     activations = tokens * student.n_layers * width * 2
     remembered = 0.0
-    if _share_asked(config) < 1:
+    if _share_asked(config, processes) < 1:
         answers = 2 * teacher.d_model * config.packing.seq_len * config.max_rows if config.max_rows else math.inf
         remembered = min(config.teacher_memory * GIB, answers)
-    total = state + loss + activations + teacher.memory_bytes + remembered
+    total = state + loss + activations + held + remembered
     parts = {
-        "teacher": teacher.memory_bytes,
+        "teacher": held,
         "student and optimizer": state,
         "loss": loss,
         "activations": activations,

@@ -19,6 +19,7 @@ from tutelage.student.decoder import Decoder
 from tutelage.student.weights import config_from_huggingface
 from tutelage.teacher import huggingface
 from tutelage.teacher.registry import entry, load_teacher
+from tutelage.teacher.rowwise import RowwiseLM
 
 
 @pytest.fixture(params=["llama_dir", "starcoder_dir", "qwen_dir"])
@@ -82,6 +83,12 @@ def test_taps_are_the_residual_stream_after_each_layer(llama_dir: Path, batch: B
     ours = teacher.decoder(batch.tokens, positions=batch.positions, segments=batch.segments, taps=(0, 1))
     assert len(signal.taps) == 2
     torch.testing.assert_close(signal.taps[0], ours.taps[0], rtol=0.05, atol=0.05)
+
+
+def test_layers_to_cut_up_are_the_models_own_and_generation_follows_them(llama_dir: Path) -> None:
+    teacher = load_teacher(str(llama_dir))
+    assert list(teacher.layers()) == list(teacher.model.model.layers)  # type: ignore[attr-defined]
+    assert isinstance(teacher.generator(), RowwiseLM)
 
 
 def test_four_bit_loads_on_a_cpu_and_says_so(llama_dir: Path, batch: Batch) -> None:

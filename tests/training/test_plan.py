@@ -56,6 +56,21 @@ def test_a_teacher_that_remembers_costs_less_work_and_some_memory() -> None:
     assert "answers" not in plan(once, known, CPU)["memory"]
 
 
+def memory(config: RunConfig, processes: int) -> dict[str, float]:
+    line = plan(config, entry("starcoder2-3b"), CPU, processes)["memory"]
+    return {name: float(gib) for name, gib in re.findall(r"([a-z][a-z ]+) (\d+\.\d\d)(?:,|$)", line)}
+
+
+def test_processes_share_rows_and_with_fsdp_weights_too() -> None:
+    config = RunConfig(teacher="starcoder2-3b", batch_size=32)
+    one, eight, cut = memory(config, 1), memory(config, 8), memory(replace(config, fsdp=True), 8)
+    assert eight["activations"] == pytest.approx(one["activations"] / 8, abs=0.01)
+    assert eight["teacher"] == one["teacher"]
+    assert cut["student and optimizer"] == pytest.approx(one["student and optimizer"] / 8, abs=0.01)
+    head = 2 * 49_152 * 3072 / 2**30
+    assert cut["teacher"] == pytest.approx((one["teacher"] - head) / 8 + head, abs=0.01)
+
+
 def step_tflop(config: RunConfig) -> str:
     found = re.search(r"([\d.]+) TFLOP,", plan(config, entry("smollm2-135m"), CPU)["step"])
     assert found

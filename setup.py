@@ -20,6 +20,7 @@ BASE = [
     "numpy>=2.0",
     "PyYAML>=6.0",
     "psutil>=6.0",
+    "python-dotenv>=1.0",
 ]
 EXTRAS = {
     "quant": ["bitsandbytes>=0.49"],
@@ -34,6 +35,9 @@ EXTRAS = {
         "triton>=3.6; platform_system == 'Linux'",
         "liger-kernel>=0.8; platform_system == 'Linux'",
         "bitsandbytes>=0.49",
+        "mlflow-skinny>=3.0",
+        "wandb>=0.20",
+        "playwright>=1.50",
     ],
 }
 

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +41,19 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     `teacher` is a name, or an object of your own that satisfies `tutelage.teacher.signal.Teacher`. Raises UserError
     for input that cannot work, before a run directory exists.
     """
-    from tutelage.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+    from tutelage.training.checkpoint import TrainingState, leaves, load_checkpoint, save_checkpoint
     from tutelage.training.display import Display
     from tutelage.training.interrupt import Interrupt
     from tutelage.training.parts import build
     from tutelage.training.processes import Mute, Processes
-    from tutelage.training.run_directory import open_run, run_path
+    from tutelage.training.run_directory import environment, open_run, run_path
+    from tutelage.training.trackers import chosen
     from tutelage.training.tracking import Tracker
 
     if isinstance(teacher, str):
         fields, teacher = {**fields, "teacher": teacher}, None
     config = replace(config or RunConfig(), **fields)
+    trackers = chosen(config.tracker)
     processes = Processes(config)
     path = processes.told(processes.agree(lambda: run_path(config) if processes.first else Path()))
     parts = processes.agree(lambda: build(config, teacher, processes))
@@ -59,12 +61,13 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     if config.resume:
         state = processes.agree(lambda: load_checkpoint(parts, path))
     processes.agree(lambda: open_run(path, config) if processes.first else None)
+    settings = leaves(asdict(config)) | leaves(environment(), "env.")
     last = min(parts.steps, config.stop_after or parts.steps)
     metrics: dict[str, float] = {}
     saved = state.step
 
     with (
-        Tracker(path, config.tracker, state.step) if processes.first else Mute() as tracker,
+        Tracker(path, trackers, state.step, settings) if processes.first else Mute() as tracker,
         Display(parts.steps, state.step) if processes.first else Mute() as display,
         Interrupt() as interrupt,
     ):

@@ -1,6 +1,8 @@
 """`tutelage.cli`: flags, YAML, and errors of one line."""
 
 import dataclasses
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +98,7 @@ def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
         (["--student.n_layerz", "5"], ["--student.n_layerz", "did you mean '--student.n_layers'"]),
         (["--student.init", "layer"], ["--student.init", "'layer'", "did you mean 'layers'"]),
         (["--precision", "bf61"], ["--precision", "bf61", "bf16"]),
-        (["--tracker", "wandb"], ["wandb", "none", "tensorboard"]),
+        (["--optim.schedule", "xyz"], ["xyz", "cosine", "wsd"]),
         (["--steps", "-5"], ["--steps", "-5", ">0"]),
         (["--optim.lr", "0"], ["--optim.lr", "0", ">0"]),
         (["--optim.lr", "inf"], ["--optim.lr inf", "finite"]),
@@ -123,11 +125,14 @@ def test_a_count_that_is_no_number_is_named_briefly(value: str) -> None:
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ("stepz: 3", "--steps"),
-        ("student: {n_layerz: 3}", "--student.n_layers"),
-        ("steps: -1", "--steps -1"),
-        ("steps: [1", "config"),
-        ("- a", "config"),
+        ("seed: 1\nstepz: 3", "bad.yaml line 2: unknown flag '--stepz': did you mean '--steps'?"),
+        ("student:\n  n_layerz: 3", "bad.yaml line 2: unknown flag '--student.n_layerz'"),
+        ("seed: 1\noptim: {lr: 1e-3}\nsteps: -1", "bad.yaml line 3: --steps -1"),
+        ("steps: [1", "bad.yaml line 2: "),
+        ("seed: 1\n\tsteps: 1", "bad.yaml line 2: "),
+        ("seed: 1\nsteps: 1\nseed: 2", "bad.yaml line 3: 'seed' again, after line 1"),
+        ("- a", "bad.yaml line 1"),
+        ("seed: \x01", "bad.yaml"),
         ("student: 3", "student"),
         ("optim: [1, 2]", "optim"),
     ],
@@ -136,6 +141,40 @@ def test_errors_in_yaml_are_user_errors(content: str, part: str, tmp_path: Path)
     path = tmp_path / "bad.yaml"
     path.write_text(content + "\n")
     assert part in message("--config", str(path))
+
+
+def test_what_the_command_line_got_wrong_is_not_blamed_on_the_yaml(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("steps: 3\n")
+    assert "good.yaml" not in message("--config", str(tmp_path / "good.yaml"), "--steps", "-1")
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.environ", {**os.environ, "TUTELAGE_HAS": "before"})
+        yield tmp_path
+
+
+def test_env_is_read_and_the_environment_goes_before_it(in_tmp: Path) -> None:
+    (in_tmp / ".env").write_text("# keys\nTUTELAGE_KEY='a b'\nTUTELAGE_HAS=after\n")
+    assert cli.run(lambda: None) == 0
+    assert os.environ["TUTELAGE_KEY"] == "a b"
+    assert os.environ["TUTELAGE_HAS"] == "before"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfeKEY=hidden", b"KEY=1\nhidden", None])
+def test_an_env_file_that_cannot_be_read_is_one_line_without_its_content(
+    in_tmp: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is None:
+        (in_tmp / ".env").mkdir()
+    else:
+        (in_tmp / ".env").write_bytes(content)
+    assert cli.run(lambda: pytest.fail("went on")) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: .env")
+    assert "hidden" not in line
 
 
 def test_a_missing_yaml_is_named() -> None:

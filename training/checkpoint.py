@@ -86,7 +86,7 @@ def load_checkpoint(parts: Parts, run: Path) -> TrainingState:
 def _compare(then: dict[str, Any], now: dict[str, Any], run: Path) -> None:
     """One line with every field that differs: a run may not continue as another run."""
     now = json.loads(json.dumps(now))  # as JSON sees it: tuples are lists
-    before, after = _leaves(then), _leaves(now)
+    before, after = leaves(then), leaves(now)
     differ = [
         f"{key} was {before.get(key)}, is {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
@@ -96,10 +96,11 @@ def _compare(then: dict[str, Any], now: dict[str, Any], run: Path) -> None:
         raise UserError(f"cannot resume {run}: {'; '.join(differ)}: restore these, or start another run")
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of dictionaries as one with dotted names."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 

@@ -89,8 +89,8 @@ class RunConfig:
     """Save and leave after this step, as an interruption would; the schedule still runs to --steps."""
     max_skipped: NonNegativeInt = 10
     """Steps with a non-finite loss or gradient that are skipped before the run stops."""
-    tracker: Literal["tensorboard", "none"] = "tensorboard"
-    """Tracker beside metrics.jsonl."""
+    tracker: str = "tensorboard"
+    """Trackers beside metrics.jsonl, joined by commas: tensorboard, mlflow, wandb, or none."""
     dry_run: bool = False
     """Print parameters, memory, tokens and time, and touch nothing."""
     student: StudentOptions = field(default_factory=StudentOptions)

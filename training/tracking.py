@@ -1,14 +1,23 @@
-"""What a run writes down: metrics.jsonl always, TensorBoard beside it."""
+"""What a run writes down: metrics.jsonl and samples always, and whatever trackers were asked for beside it."""
 
 import json
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from queue import Full, Queue
+from threading import Thread
+from typing import Any, NamedTuple
 
-from accelerate.tracking import TensorBoardTracker
+from tutelage.training.trackers import TRACKERS, Sink
+
+log = logging.getLogger(__name__)
+WAITING = 1000
+"""Calls that a tracker may be behind before it is dropped."""
+PATIENCE = 30.0
+"""Seconds that a run waits, at its end, for a tracker to write the rest."""
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -21,32 +30,70 @@ class Sample(NamedTuple):
     student: str
 
 
+class Aside:
+    """A tracker in a thread of its own: the run never waits for it, and drops one that raises or falls behind."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self.name, self.sink = name, sink
+        self.dropped = False
+        self._calls: Queue[Callable[[Sink], None] | None] = Queue(WAITING)
+        self._thread = Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, call: Callable[[Sink], None] | None) -> None:
+        """Asks for `call(sink)`, in its turn; None is the end."""
+        if not self.dropped:
+            try:
+                self._calls.put_nowait(call)
+            except Full:
+                self._drop(f"it is {WAITING} calls behind")
+
+    def close(self) -> None:
+        """Lets it write the rest, for a while."""
+        self.put(None)
+        self._thread.join(0 if self.dropped else PATIENCE)
+        if self._thread.is_alive() and not self.dropped:
+            self._drop(f"it was not done {PATIENCE:g} s after the run")
+
+    def _work(self) -> None:
+        try:
+            self.sink.start()
+            while call := self._calls.get():
+                call(self.sink)
+            self.sink.finish()
+        except BaseException as error:  # a tracker may even exit: none of it is the run's business
+            self._drop(f"{type(error).__name__}: {error}")
+
+    def _drop(self, reason: str) -> None:
+        if not self.dropped:
+            self.dropped = True
+            log.warning("tracker %s dropped: %s; metrics.jsonl goes on", self.name, " ".join(reason.split()))
+
+
 class Tracker:
     """A context that writes scalars and samples of one run; rows after `step`, where it goes on, are dropped."""
 
-    def __init__(self, run: Path, kind: str, step: int) -> None:
+    def __init__(self, run: Path, names: Sequence[str], step: int, settings: Mapping[str, Any] | None = None) -> None:
         self.path = run / "metrics.jsonl"
         self.samples = run / "samples"
         self._keep(step)
-        # accelerate names the directory of its events after the "project"
-        self.board = TensorBoardTracker("tensorboard", str(run)) if kind == "tensorboard" else None
+        self.asides = [Aside(name, TRACKERS[name](run, step)) for name in names]
+        if settings:
+            self._all(lambda sink: sink.describe(settings))
 
     def __enter__(self) -> "Tracker":
-        if self.board:
-            self.board.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.board:
-            self.board.finish()
+        for aside in self.asides:
+            aside.close()
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes a row; a value that is not finite is written as null, as JSON knows no NaN."""
         finite = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
-        if self.board:
-            self.board.log(dict(scalars), step=step)
+        self._all(lambda sink: sink.log(dict(scalars), step))
 
     def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Writes prompt, teacher's and student's completion side by side, as text that cannot become markup."""
@@ -54,8 +101,11 @@ class Tracker:
         self.samples.mkdir(exist_ok=True)
         (self.samples / f"step-{step}.md").write_text("\n\n---\n\n".join(texts) + "\n")
         for number, text in enumerate(texts):
-            if self.board:
-                self.board.writer.add_text(f"samples/{number}", text, step)
+            self._all(lambda sink, tag=f"samples/{number}", text=text: sink.text(tag, text, step))  # type: ignore[misc]
+
+    def _all(self, call: Callable[[Sink], None]) -> None:
+        for aside in self.asides:
+            aside.put(call)
 
     def _keep(self, step: int) -> None:
         """Forgets rows after `step`: the steps they tell of are about to be made again."""

@@ -6,9 +6,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import docstring_parser
+import yaml
+from dotenv import dotenv_values
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from tutelage.errors import UserError, unknown
@@ -47,17 +52,72 @@ def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, desc
             parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix="no_"), default=default, help=text)
         else:
             parser.add_argument(f"--{name}", type=hint, default=default, help=text)
-    return _build(config, parser.parse_args(argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    file = next((value for flag, value in pairwise(given) if flag == "--config"), None)
+    lines = _key_lines(Path(file)) if file else {}
+    try:
+        return _build(config, parser.parse_args(given))
+    except UserError as error:
+        for key, line in lines.items():
+            if re.search(rf"--{re.escape(key)}(?![\w.])", str(error)) and f"--{key}" not in given:
+                raise UserError(f"{file} line {line}: {error}") from error
+        raise
+
+
+def _key_lines(path: Path) -> dict[str, int]:
+    """The line of each dotted key of a YAML file. Raises UserError, with the line, for what is not a tree of them."""
+    lines: dict[str, int] = {}
+
+    def note(node: yaml.Node, prefix: str) -> None:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for name, value in node.value:
+            key, line = f"{prefix}{name.value}", name.start_mark.line + 1
+            if key in lines:
+                raise UserError(f"{path} line {line}: '{key}' again, after line {lines[key]}: keep one of them")
+            lines[key] = line
+            note(value, f"{key}.")
+
+    try:
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path} line {line}: {error.problem}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read ({type(error).__name__})") from error
+    if tree is not None and not isinstance(tree, yaml.MappingNode):
+        raise UserError(f"{path} line 1: holds no fields with values; --print_config shows the form")
+    if tree is not None:
+        note(tree, "")
+    return lines
 
 
 def run(body: Callable[[], int | None]) -> int:
     """The exit status of a script: 2 and one line on stderr where the input cannot work."""
     try:
+        load_env()
         return body() or 0
     except UserError as error:
         if speaks():  # several processes fail alike
             print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def load_env(path: Path = Path(".env")) -> None:
+    """Sets what a `.env` file names, and the environment does not, as environment variables: keys are kept there.
+
+    Raises UserError, which never shows a value, for a file that cannot be read.
+    """
+    if not path.exists():
+        return
+    try:
+        found = dotenv_values(stream=StringIO(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}): mend it or move it away") from error
+    for name, value in found.items():
+        if value is None:
+            raise UserError(f"{path}: a line is not NAME=VALUE: mend it or move it away")
+        os.environ.setdefault(name, value)
 
 
 def speaks() -> bool:

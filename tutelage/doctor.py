@@ -76,6 +76,13 @@ def _accelerators() -> Iterator[Finding]:
             yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB", cost)
 
 
+def _kernels() -> Iterator[Finding]:
+    import torch
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    yield Finding("kernels", f"eager on {device}: chunked matmuls, the loss in slices that stay in cache")
+
+
 def _memory() -> Iterator[Finding]:
     import psutil
 
@@ -119,6 +126,8 @@ def _extras() -> Iterator[Finding]:
     costs = {
         "bitsandbytes": "no teachers in 4 bits (codellama-7b): pip install -e '.[quant]'",
         "tensorboard": "no curves, no samples side by side: pip install tensorboard, or pass --tracker none",
+        "mlflow": "no --tracker mlflow: pip install -e '.[track]'",
+        "wandb": "no --tracker wandb: pip install -e '.[track]'",
     }
     for package, cost in costs.items():
         there = find_spec(package) is not None
@@ -139,7 +148,7 @@ def _sandbox() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _versions, _processor, _accelerators, _memory, _disk, _embedded_teacher, _hub, _extras, _sandbox,
+    _versions, _processor, _accelerators, _kernels, _memory, _disk, _embedded_teacher, _hub, _extras, _sandbox,
 )  # fmt: skip
 
 

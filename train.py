@@ -47,13 +47,14 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     from tutelage.training.parts import build
     from tutelage.training.processes import Mute, Processes
     from tutelage.training.run_directory import environment, open_run, run_path
+    from tutelage.training.samples import read_prompts
     from tutelage.training.trackers import chosen
     from tutelage.training.tracking import Tracker
 
     if isinstance(teacher, str):
         fields, teacher = {**fields, "teacher": teacher}, None
     config = replace(config or RunConfig(), **fields)
-    trackers = chosen(config.tracker)
+    trackers, prompts = chosen(config.tracker), read_prompts(config.prompts)
     processes = Processes(config)
     path = processes.told(processes.agree(lambda: run_path(config) if processes.first else Path()))
     parts = processes.agree(lambda: build(config, teacher, processes))
@@ -80,7 +81,7 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
             scored = state.step == parts.steps or state.step % config.eval_every == 0
             if scored:
                 row |= score(parts, config)
-                tracker.log_samples(state.step, samples(parts))
+                tracker.log_samples(state.step, samples(parts, prompts))
             if scored or state.step == last or state.step % config.log_every == 0:
                 metrics = row | meter.read(state)
                 tracker.log(state.step, metrics)
@@ -159,14 +160,15 @@ def score(parts: "Parts", config: RunConfig) -> dict[str, float]:
     return {f"eval/{name}": value for name, value in found.items()} | {f"size/{k}": float(v) for k, v in sizes.items()}
 
 
-def samples(parts: "Parts") -> list[Any]:
-    """The prompts of `training/samples.py` completed by both sides."""
+def samples(parts: "Parts", prompts: Sequence[str]) -> list[Any]:
+    """The prompts completed by both sides."""
     from tutelage.training.samples import complete, pair
     from tutelage.training.sharding import inference
 
     device, tokenizer = parts.processes.device, parts.teacher.tokenizer
     with inference(parts.distiller):
-        return pair(*(complete(model, tokenizer, device) for model in (parts.teacher.generator(), parts.student)))
+        sides = (parts.teacher.generator(), parts.student)
+        return pair(prompts, *(complete(model, tokenizer, device, prompts) for model in sides))
 
 
 def _headline(parts: "Parts", config: RunConfig) -> str:

@@ -25,18 +25,8 @@ def test_every_check_says_what_is_there_and_what_is_missing_costs(tmp_path: Path
     done = command("doctor", "--json", HF_HOME=str(tmp_path), TUTELAGE_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
-    assert {
-        "python",
-        "packages",
-        "processor",
-        "kernels",
-        "memory",
-        "disk for runs",
-        "hub",
-        "mlflow",
-        "wandb",
-        "sandbox",
-    } <= set(found)
+    names = "python packages processor kernels memory hub mlflow wandb sandbox"
+    assert {*names.split(), "disk for runs"} <= set(found)
     assert "torch 2." in found["packages"]["found"]
     assert "GiB" in found["memory"]["found"]
     assert str(tmp_path) in found["disk for cache"]["found"]

@@ -85,6 +85,8 @@ class RunConfig:
     """Steps between evaluations on held-out text."""
     eval_rows: PositiveInt = 64
     """Held-out rows each evaluation reads."""
+    prompts: str | None = None
+    """Text file of prompts to sample, with a line of --- between two (default: three built-in ones)."""
     stop_after: PositiveInt | None = None
     """Save and leave after this step, as an interruption would; the schedule still runs to --steps."""
     max_skipped: NonNegativeInt = 10

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 FREE = {
     "output_dir", "resume", "stop_after", "dry_run", "checkpoint_every", "keep_last", "log_every", "eval_every",
     "eval_rows", "max_skipped", "tracker", "steps", "epochs", "optim", "device", "gradient_checkpointing",
-    "teacher_memory", "fsdp", "accumulate",
+    "teacher_memory", "fsdp", "accumulate", "prompts",
 }  # fmt: skip
 
 

@@ -1,10 +1,13 @@
 """The same prompts completed by teacher and student."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from tutelage.data.tokenizer import Tokenizer
+from tutelage.errors import UserError
 from tutelage.student.cache import CausalLM
 from tutelage.student.generate import generate
 from tutelage.training.tracking import Sample
@@ -17,15 +20,30 @@ PROMPTS = (
 NEW_TOKENS = 48
 
 
-def complete(
-    model: CausalLM, tokenizer: Tokenizer, device: torch.device, prompts: Sequence[str] = PROMPTS
-) -> list[str]:
+def read_prompts(path: str | None) -> tuple[str, ...]:
+    """The prompts of a text file, between lines of three or more dashes; the built-in ones without a file.
+
+    Raises UserError where it cannot be read or holds none.
+    """
+    if path is None:
+        return PROMPTS
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path} cannot be read ({type(error).__name__}): give a text file") from error
+    found = tuple(part for part in re.split(r"^---+\n", text, flags=re.MULTILINE) if part.strip())
+    if not found:
+        raise UserError(f"--prompts {path} holds no prompt: write some, with a line of --- between two")
+    return found
+
+
+def complete(model: CausalLM, tokenizer: Tokenizer, device: torch.device, prompts: Sequence[str]) -> list[str]:
     """Greedy continuations, as raw text."""
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     done = generate(model, ids, max_new_tokens=NEW_TOKENS, eos_id=tokenizer.eos_id, device=device)
     return [tokenizer.decode(new) for new in done]
 
 
-def pair(teacher: Sequence[str], student: Sequence[str], prompts: Sequence[str] = PROMPTS) -> list[Sample]:
+def pair(prompts: Sequence[str], teacher: Sequence[str], student: Sequence[str]) -> list[Sample]:
     """Samples from both sides' completions."""
     return [Sample(*row) for row in zip(prompts, teacher, student, strict=True)]

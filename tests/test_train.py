@@ -82,7 +82,7 @@ def test_a_run_learns_and_explains_itself(make_config: Make) -> None:
     events = EventAccumulator(str(run.path / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) >= SCALARS | SCORES
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 31))
-    assert len(events.Tags()["tensors"]) == 3
+    assert len(events.Tags()["tensors"]) == 4  # three samples and the settings
 
 
 def test_micro_batches_change_nothing_but_rounding(make_config: Make, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,12 +42,12 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     `teacher` is a name, or an object of your own that satisfies `tutelage.teacher.signal.Teacher`. Raises UserError
     for input that cannot work, before a run directory exists.
     """
-    from tutelage.training.checkpoint import TrainingState, leaves, load_checkpoint, save_checkpoint
+    from tutelage.training.checkpoint import Saver, TrainingState, load_checkpoint, room
     from tutelage.training.display import Display
     from tutelage.training.interrupt import Interrupt
     from tutelage.training.parts import build
     from tutelage.training.processes import Mute, Processes
-    from tutelage.training.run_directory import environment, open_run, run_path
+    from tutelage.training.run_directory import changes, environment, leaves, open_run, run_path
     from tutelage.training.samples import read_prompts
     from tutelage.training.trackers import chosen
     from tutelage.training.tracking import Tracker
@@ -61,20 +62,22 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     state = TrainingState(origin=parts.origin)
     if config.resume:
         state = processes.agree(lambda: load_checkpoint(parts, path))
-    processes.agree(lambda: open_run(path, config) if processes.first else None)
-    settings = leaves(asdict(config)) | leaves(environment(), "env.")
     last = min(parts.steps, config.stop_after or parts.steps)
     metrics: dict[str, float] = {}
-    saved = state.step
 
-    with (
-        Tracker(path, trackers, state.step, settings) if processes.first else Mute() as tracker,
-        Display(parts.steps, state.step) if processes.first else Mute() as display,
-        Interrupt() as interrupt,
-    ):
-        display.say(_headline(parts, config))
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        processes.agree(lambda: enter(open_run(path, config, room(parts, config))) if processes.first else None)
+        settings = leaves(asdict(config)) | leaves(environment(), "env.")
+        tracker = enter(Tracker(path, trackers, state.step, settings)) if processes.first else Mute()
+        display = enter(Display(parts.steps, state.step)) if processes.first else Mute()
+        interrupt = enter(Interrupt())
+        saver = Saver(parts, state, path, config.keep_last)
         meter = Meter(state)
         leave = False
+        display.say(_headline(parts, config))
+        for line in changes(path, config) if processes.first else []:
+            display.say(line)
         while state.step < last and not leave:
             row = train_step(parts, config, state)
             leave = processes.anywhere(bool(interrupt.requested))
@@ -87,10 +90,10 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
                 tracker.log(state.step, metrics)
                 display.show(state.step, metrics)
             if state.step % config.checkpoint_every == 0 or state.step == last or leave:
-                saved = state.step
-                save_checkpoint(parts, state, path, config.keep_last)
+                saver.save()
+        saver.check()
         if leave:
-            display.say(f"{interrupt.requested or 'interrupted'}: saved step {saved}; go on with --resume {path}")
+            display.say(f"{interrupt.requested or 'interrupted'}: saved step {state.step}; go on with --resume {path}")
     return Run(path, state.step, metrics)
 
 

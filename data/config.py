@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from tutelage.errors import UserError
 
@@ -19,6 +19,9 @@ class PackingConfig:
 
     max_documents: PositiveInt | None = None
     """Read at most this many documents from each source; hub sources stop at 20,000 unless told."""
+
+    max_document_mb: PositiveFloat = 10.0
+    """A longer document is an unreadable row: tokenising takes about a hundred times its size in memory."""
 
     max_bad_rows: float = 0.01
     """Share of unreadable rows or files in a source that is skipped with a warning instead of stopping."""

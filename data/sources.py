@@ -71,7 +71,7 @@ def read(name: str, config: PackingConfig) -> Iterator[Document]:
     `config.max_bad_rows` unreadable rows.
     """
     bad = BadRows(name, config.max_bad_rows)
-    documents = _documents(_reader(name)(config), bad)
+    documents = _documents(_reader(name)(config), bad, config.max_document_mb)
     count = 0
     for document in islice(documents, config.max_documents):
         count += 1
@@ -81,9 +81,9 @@ def read(name: str, config: PackingConfig) -> Iterator[Document]:
         raise UserError(f"no documents in '{name}': it is empty, or holds only blank texts")
 
 
-def _documents(rows: Iterator[Row], bad: BadRows) -> Iterator[Document]:
+def _documents(rows: Iterator[Row], bad: BadRows, max_mb: float) -> Iterator[Document]:
     for origin, value in rows:
-        problem = _problem(value)
+        problem = _problem(value, max_mb)
         if problem:
             bad.reject(origin, problem)
             continue
@@ -92,17 +92,17 @@ def _documents(rows: Iterator[Row], bad: BadRows) -> Iterator[Document]:
             yield Document(str(value), origin)
 
 
-def _problem(value: object) -> str | None:
+def _problem(value: object, max_mb: float) -> str | None:
     """Why `value` cannot be a document, or None if it can."""
     if isinstance(value, Unreadable):
         return value.reason
     if not isinstance(value, str):
         return f"a {type(value).__name__} where a text was expected"
     try:
-        value.encode()
+        size = len(value.encode()) / 1e6
     except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair
         return f"not Unicode text: lone surrogate at character {error.start}"
-    return None
+    return f"{size:.0f} MB, more than --packing.max_document_mb {max_mb:g}" if size > max_mb else None
 
 
 def _parse_source(part: str) -> Source:

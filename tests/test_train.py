@@ -70,7 +70,7 @@ def test_a_run_learns_and_explains_itself(make_config: Make) -> None:
     assert [path.name for path in steps(run.path)] == ["step-30", "step-20"]
     assert all(fault(path) is None for path in steps(run.path))
     held = {path.name for path in run.path.iterdir()}
-    assert held == {"config.yaml", "env.json", "metrics.jsonl", "checkpoints", "tensorboard", "samples"}
+    assert held == {"config.yaml", "env.json", "metrics.jsonl", "checkpoints", "tensorboard", "samples", ".lock"}
     assert {path.name for path in (run.path / "samples").iterdir()} == {"step-15.md", "step-30.md"}
     student = load_student(run.path)
     text = student.complete("def f(", max_new_tokens=8)

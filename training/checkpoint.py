@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tutelage.errors import UserError
 from tutelage.files import newest_whole, publish, steps
 from tutelage.student.weights import save_student
+from tutelage.training.config import RunConfig
 from tutelage.training.parts import Parts
 from tutelage.training.processes import Processes
+from tutelage.training.run_directory import differences
 from tutelage.training.sharding import like, whole
 
 log = logging.getLogger(__name__)
@@ -39,10 +42,19 @@ class TrainingState:
     origin: dict[str, Any] = field(default_factory=dict)  # must be the same when the run goes on
 
 
+def room(parts: Parts, config: RunConfig) -> int:
+    """Bytes that the run's checkpoints will take at most: those that are kept, and one more while it is written."""
+    saves = -(-parts.steps // config.checkpoint_every)
+    one = 12 * sum(parameter.numel() for parameter in parts.distiller.parameters())  # fp32 weights and two moments
+    total: int = one * min(config.keep_last + 1, saves)
+    return total
+
+
 def save_checkpoint(parts: Parts, state: TrainingState, run: Path, keep_last: int) -> Path:
     """Publishes `checkpoints/step-N` and then removes all but the newest `keep_last`.
 
-    Every process must come here; the first one writes.
+    Every process must come here; the first one writes. Raises OSError, and leaves the older ones as they are, where
+    that cannot be done.
     """
     path = run / "checkpoints" / f"step-{state.step}"
     distiller, tell = parts.distiller, parts.processes.first
@@ -52,17 +64,47 @@ def save_checkpoint(parts: Parts, state: TrainingState, run: Path, keep_last: in
     random = parts.processes.gather(_rng())
     if not tell:
         return path
-    with publish(path) as aside:
-        save_student(distiller.student, parts.teacher.tokenizer, aside / "student", weights)
-        save_file(moments, aside / "optimizer.safetensors")
-        save_file(learned, aside / "learned.safetensors")
-        save_file({f"{rank}.{k}": v for rank, own in enumerate(random) for k, v in own.items()}, aside / RANDOM)
-        (aside / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    try:
+        with publish(path) as aside:
+            save_student(distiller.student, parts.teacher.tokenizer, aside / "student", weights)
+            save_file(moments, aside / "optimizer.safetensors")
+            save_file(learned, aside / "learned.safetensors")
+            save_file({f"{rank}.{k}": v for rank, own in enumerate(random) for k, v in own.items()}, aside / RANDOM)
+            (aside / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        raise OSError(str(error)) from error
     # What lies ahead of the step just saved was damaged, or the run would have gone on from there.
     ahead = [old for old in steps(run) if int(old.name[5:]) > state.step]
     for old in ahead + steps(run)[len(ahead) + keep_last :]:
         shutil.rmtree(old)
     return path
+
+
+class Saver:
+    """Saves the steps of a run, which goes on where that fails: only a last step that is not saved is an error."""
+
+    def __init__(self, parts: Parts, state: TrainingState, run: Path, keep_last: int) -> None:
+        self.parts, self.state, self.run, self.keep_last = parts, state, run, keep_last
+        self.saved = state.step
+        self._failure: OSError | None = None
+
+    def save(self) -> None:
+        """Saves the step at hand; see `save_checkpoint`."""
+        try:
+            save_checkpoint(self.parts, self.state, self.run, self.keep_last)
+            self.saved, self._failure = self.state.step, None
+        except OSError as error:
+            self._failure = error
+            log.warning("step %d was not saved (%s): going on, with step %d kept", self.state.step, error, self.saved)
+
+    def check(self) -> None:
+        """Raises UserError where the newest step is not on disk."""
+        if self._failure:
+            kept = f"step {self.saved} is kept, make room and go on with --resume {self.run}"
+            raise UserError(
+                f"step {self.state.step} was not saved ({self._failure}):"
+                f" {kept if self.saved else f'nothing is kept in {self.run}, make room and start again'}"
+            )
 
 
 def load_checkpoint(parts: Parts, run: Path) -> TrainingState:
@@ -83,25 +125,10 @@ def load_checkpoint(parts: Parts, run: Path) -> TrainingState:
     return state
 
 
-def _compare(then: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+def _compare(then: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
     """One line with every field that differs: a run may not continue as another run."""
-    now = json.loads(json.dumps(now))  # as JSON sees it: tuples are lists
-    before, after = leaves(then), leaves(now)
-    differ = [
-        f"{key} was {before.get(key)}, is {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-    if differ:
+    if differ := differences(then, json.loads(json.dumps(now))):  # as JSON sees it: tuples are lists
         raise UserError(f"cannot resume {run}: {'; '.join(differ)}: restore these, or start another run")
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of dictionaries as one with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:

@@ -1,13 +1,19 @@
 """The run directory: where it is, that nothing else lives there, and what it says of itself."""
 
+import fcntl
 import json
 import os
 import platform
+import shutil
+import socket
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, TextIO
 
 import yaml
 
@@ -38,18 +44,88 @@ def run_path(config: RunConfig) -> Path:
     return path
 
 
-def open_run(path: Path, config: RunConfig) -> None:
-    """Makes the directory, with the configuration to resume from and the environment, kept as first written."""
-    # What ends this invocation is not part of what the run is.
-    lasting = replace(config, resume=None, stop_after=None, dry_run=False, output_dir=None)
-    record = yaml.safe_dump(asdict(lasting), sort_keys=False)
+def changes(path: Path, config: RunConfig) -> list[str]:
+    """What this invocation changes of the run's recorded configuration, a line each."""
+    recorded = yaml.safe_load((path / "config.yaml").read_text())
+    return [f"from here on: {line}" for line in differences(recorded, _lasting(config))]
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The fields of two trees that differ, dotted, with both values."""
+    before, after = leaves(then), leaves(now)
+    return [
+        f"{key} was {before.get(key)}, is {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of dictionaries as one with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _lasting(config: RunConfig) -> dict[str, Any]:
+    """The configuration without what ends this invocation, which is not part of what the run is."""
+    return asdict(replace(config, resume=None, stop_after=None, dry_run=False, output_dir=None))
+
+
+@contextmanager
+def open_run(path: Path, config: RunConfig, room: int = 0) -> Iterator[None]:
+    """A context that holds the directory alone, with the configuration to resume from and the environment in it.
+
+    Both are kept as first written. Raises UserError where another process holds it, where it cannot be written, or
+    where fewer than `room` bytes are free.
+    """
+    record = yaml.safe_dump(_lasting(config), sort_keys=False)
+    made = [p for p in (path, *path.parents) if not p.exists()]  # innermost first
     try:
         path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+        for partial in path.glob("checkpoints/.*.partial"):  # of a process that was killed: this one is alone here
+            shutil.rmtree(partial)
+        _check_room(path, room)
         if not (path / "config.yaml").exists():
             (path / "config.yaml").write_text(record)
             (path / "env.json").write_text(json.dumps(environment(), indent=1))
-    except OSError as error:
-        raise UserError(f"--output_dir {path} cannot be written: {error.strerror}") from error
+    except (OSError, UserError) as error:
+        if made:  # a run that never began leaves nothing
+            shutil.rmtree(made[0], ignore_errors=True)
+        with suppress(OSError):  # other runs may have come meanwhile
+            for parent in made[1:]:
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"--output_dir {path} cannot be written: {error.strerror}") from error
+        raise
+    with lock:
+        yield
+
+
+def _lock(path: Path) -> TextIO:
+    """A file that is locked while it is open: the system lets go of it however its process ends."""
+    file = (path / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise UserError(f"{path} is in use by {holder}: wait for it, stop it, or choose another directory") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _check_room(path: Path, room: int) -> None:
+    free = shutil.disk_usage(path).free
+    if free < room:
+        raise UserError(
+            f"{path} has {free / 1e6:,.0f} MB free and its checkpoints will take {room / 1e6:,.0f} MB:"
+            " lower --keep_last, raise --checkpoint_every, or choose another --output_dir"
+        )
 
 
 def environment() -> dict[str, str | int | None]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
@@ -76,6 +77,7 @@ class Tracker:
     def __init__(self, run: Path, names: Sequence[str], step: int, settings: Mapping[str, Any] | None = None) -> None:
         self.path = run / "metrics.jsonl"
         self.samples = run / "samples"
+        self._waiting: list[str] = []
         self._keep(step)
         self.asides = [Aside(name, TRACKERS[name](run, step)) for name in names]
         if settings:
@@ -85,27 +87,44 @@ class Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._waiting:
+            self._write()
         for aside in self.asides:
             aside.close()
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes a row; a value that is not finite is written as null, as JSON knows no NaN."""
         finite = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._waiting.append(json.dumps({"step": step, **finite}) + "\n")
+        self._write()
         self._all(lambda sink: sink.log(dict(scalars), step))
 
     def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Writes prompt, teacher's and student's completion side by side, as text that cannot become markup."""
         texts = [side_by_side(sample) for sample in samples]
-        self.samples.mkdir(exist_ok=True)
-        (self.samples / f"step-{step}.md").write_text("\n\n---\n\n".join(texts) + "\n")
+        try:
+            self.samples.mkdir(exist_ok=True)
+            (self.samples / f"step-{step}.md").write_text("\n\n---\n\n".join(texts) + "\n")
+        except OSError as error:
+            log.warning("the samples of step %d were not written: %s", step, error)
         for number, text in enumerate(texts):
             self._all(lambda sink, tag=f"samples/{number}", text=text: sink.text(tag, text, step))  # type: ignore[misc]
 
     def _all(self, call: Callable[[Sink], None]) -> None:
         for aside in self.asides:
             aside.put(call)
+
+    def _write(self) -> None:
+        """Appends the rows that wait; they wait on, and leave no torn row behind, where the disk does not take them."""
+        whole = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(self._waiting))
+            self._waiting.clear()
+        except OSError as error:
+            log.warning("%s takes no rows now, %d wait: %s", self.path, len(self._waiting), error)
+            if self.path.exists():
+                os.truncate(self.path, whole)
 
     def _keep(self, step: int) -> None:
         """Forgets rows after `step`: the steps they tell of are about to be made again."""
@@ -117,10 +136,15 @@ class Tracker:
 
 def side_by_side(sample: Sample, width: int = 56) -> str:
     """Markdown of one sample: a single block of code with teacher and student in two columns."""
-    left, right = clean(sample.teacher).splitlines(), clean(sample.student).splitlines()
+    left, right = (_wrapped(clean(side), width) for side in (sample.teacher, sample.student))
     rows = [("teacher", "student"), ("-" * width, "-" * width), *zip_longest(left, right, fillvalue="")]
     columns = "\n".join(f"{a:<{width}} | {b}" for a, b in rows)
     return f"{indent(sample.prompt)}\n\n{indent(columns)}"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of `width` at most: a long one goes on below, or it would push the other column out of sight."""
+    return [line[at : at + width] for line in text.splitlines() for at in range(0, max(1, len(line)), width)]
 
 
 def indent(text: str) -> str:

@@ -93,7 +93,7 @@ def _key_lines(path: Path) -> dict[str, int]:
 
 
 def run(body: Callable[[], int | None]) -> int:
-    """The exit status of a script: 2 and one line on stderr where the input cannot work."""
+    """The exit status of a script: 2 and one line on stderr where the input cannot work, 130 where it was stopped."""
     try:
         load_env()
         return body() or 0
@@ -101,6 +101,9 @@ def run(body: Callable[[], int | None]) -> int:
         if speaks():  # several processes fail alike
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def load_env(path: Path = Path(".env")) -> None:

@@ -1,5 +1,6 @@
 import json
 import logging
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +124,20 @@ def test_the_standard_library_without_its_tests() -> None:
 def test_site_packages_hold_what_is_installed() -> None:
     documents = read("site-packages", PackingConfig(max_documents=20))
     assert all(document.origin.startswith("site-packages/") for document in documents)
+
+
+def test_a_row_of_100_mb_is_skipped_and_named_in_little_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for number in range(120):
+            file.write(json.dumps({"content": f"x = {number}"}) + "\n")
+        file.write('{"content": "' + "y = 1\\n" * (100_000_000 // 6) + '"}\n')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = list(read(str(path), PackingConfig()))
+    assert len(found) == 120
+    assert "rows.jsonl:121: 100 MB, more than --packing.max_document_mb 10" in caplog.text
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 2**20  # KiB
+    with pytest.raises(UserError, match="1 of the first 121 rows"):
+        list(read(str(path), PackingConfig(max_bad_rows=0.001)))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from tutelage import cli
 from tutelage.errors import UserError
 from tutelage.training.config import RunConfig
-from tutelage.training.run_directory import environment, newest_run, open_run, run_path
+from tutelage.training.run_directory import changes, environment, newest_run, open_run, run_path
 
 
 def test_a_new_run_gets_a_name_of_time_and_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +22,11 @@ def test_a_new_run_gets_a_name_of_time_and_teacher(tmp_path: Path, monkeypatch: 
     assert path.parent == Path("runs")
     assert path.name.endswith("-name")
     assert list(tmp_path.iterdir()) == []  # finding a name makes nothing
+
+
+def enter(path: Path, config: RunConfig, room: int = 0) -> None:
+    with open_run(path, config, room):
+        pass
 
 
 @pytest.mark.parametrize("content", ["file", "directory"])
@@ -40,7 +47,7 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     config = RunConfig(output_dir=str(tmp_path / "file" / "run"))
     with pytest.raises(UserError, match="file"):
-        open_run(run_path(config), config)
+        enter(run_path(config), config)
     if os.geteuid():
         (tmp_path / "closed").mkdir(mode=0o500)
         with pytest.raises(UserError, match="not writable"):
@@ -54,15 +61,57 @@ def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_the_configuration_can_be_read_back(tmp_path: Path, make_config: Callable[..., RunConfig]) -> None:
     config = make_config(stop_after=3)
-    open_run(tmp_path / "run", config)
+    enter(tmp_path / "run", config)
     again = cli.parse(RunConfig, ["--config", str(tmp_path / "run/config.yaml")], prog="p", description="d")
     assert again == make_config(output_dir=None)  # what ends or places one invocation is not part of the run
     before = (tmp_path / "run/config.yaml").read_bytes()
-    open_run(tmp_path / "run", make_config(steps=99))
+    enter(tmp_path / "run", make_config(steps=99))
     assert (tmp_path / "run/config.yaml").read_bytes() == before
     found = json.loads((tmp_path / "run/env.json").read_text())
     assert found["torch"]
     assert found["threads"] >= 1
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tutelage.training.config import RunConfig
+from tutelage.training.run_directory import changes, open_run
+with open_run(Path(sys.argv[1]), RunConfig()):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_holds_a_run_and_the_lock_of_a_dead_one_is_taken_over(tmp_path: Path, root: Path) -> None:
+    run = tmp_path / "run"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=rf"run is in use by process {holder.pid} on "):
+        enter(run, RunConfig())
+    holder.kill()
+    holder.wait()
+    assert str(holder.pid) in (run / ".lock").read_text()
+    with open_run(run, RunConfig()):
+        assert str(os.getpid()) in (run / ".lock").read_text()
+
+
+def test_too_little_room_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"MB free.*will take 1,000,000,000 MB.*--keep_last"):
+        enter(tmp_path / "runs" / "run", RunConfig(), room=10**15)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("x")
+    with pytest.raises(UserError, match="MB free"):
+        enter(tmp_path / "run", RunConfig(), room=10**15)
+    assert (tmp_path / "run" / "mine").exists()
+
+
+def test_changes_are_told_with_both_values(tmp_path: Path) -> None:
+    enter(tmp_path, RunConfig(log_every=10))
+    assert changes(tmp_path, RunConfig(stop_after=3, resume="x")) == []
+    assert changes(tmp_path, RunConfig(log_every=5)) == ["from here on: log_every was 10, is 5"]
 
 
 def test_the_environment_names_what_decides_rounding() -> None:

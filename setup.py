@@ -38,6 +38,11 @@ EXTRAS = {
         "mlflow-skinny>=3.0",
         "wandb>=0.20",
         "playwright>=1.50",
+        "matplotlib>=3.9",
+        "pre-commit>=4.0",
+        "sphinx>=8.2",
+        "furo>=2025.7",
+        "myst-parser>=4.0",
     ],
 }
 

@@ -4,7 +4,6 @@ Forward and backward of CE + KL from hidden states and heads in bf16, time and e
 Peers: the naive loss over full logits, the same compiled, and Liger's chunked JSD loss.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.timing import device_line, extra_memory, interleaved
+from benchmarks.timing import Output, device_line, extra_memory, interleaved, publish
 from tutelage import cli
 from tutelage.kernels.linear_divergence import linear_divergence
 
@@ -37,7 +36,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Output):
     """What to run."""
 
     students: str = "384,768"
@@ -52,8 +51,6 @@ class Options:
     """The same where it is timed for memory."""
     compile: bool = True
     """Time torch.compile too; it needs a C++ compiler."""
-    json: bool = False
-    """Print JSON instead of a table."""
 
 
 def losses(setting: Setting, options: Options) -> tuple[dict[str, Loss], list[Tensor]]:
@@ -122,8 +119,7 @@ def main(argv: list[str]) -> int:
         results[width] = measure(setting, options)
         if not options.json:
             show(setting, results[width])
-    if options.json:
-        print(json.dumps({"device": device_line(), "results": results}))
+    publish("linear_divergence", {"results": results}, options)
     return 0
 
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
-from benchmarks.timing import device_line, peak_resident
+from benchmarks.timing import Output, device_line, peak_resident, publish
 from tutelage import cli, distill
 from tutelage.losses.config import LossConfig
 from tutelage.student.config import StudentOptions
@@ -15,7 +15,7 @@ from tutelage.training.config import OptimConfig, RunConfig
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Output):
     """What to run."""
 
     preset: str = "125m"
@@ -44,6 +44,9 @@ def main(argv: list[str]) -> int:
                 optim=OptimConfig(warmup_steps=5),
             )
         )
+    result = {"preset": options.preset, "steps": run.step, "peak_resident_bytes": peak_resident(), **run.metrics}
+    if not publish("student", result, options):
+        return 0
     print(device_line())
     print(
         f"{options.preset}: {run.metrics['size/student']:,.0f} parameters, loss {run.metrics['train/loss']:.2f} after"

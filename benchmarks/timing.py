@@ -2,16 +2,42 @@
 
 import ctypes
 import gc
+import json
 import platform
 import resource
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a benchmark's result goes, besides the screen."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+    history: str | None = None
+    """Append the result as a line of JSON to this file, e.g. benchmarks/results/history.jsonl."""
+
+
+def publish(benchmark: str, result: Mapping[str, Any], output: Output) -> bool:
+    """Prints and keeps a result as `output` says; tells whether a table is still wanted."""
+    line = json.dumps({"benchmark": benchmark, "device": device_line(), **result})
+    if output.json:
+        print(line)
+    if output.history:
+        path = Path(output.history)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(line + "\n")
+    return not output.json
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float, float]]:

@@ -5,7 +5,6 @@ backward pass, the four matmuls of the heads (each in the layout the loss uses),
 by the time of a whole step is the share of the step that nobody could leave out.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.timing import device_line, interleaved, peak_resident
+from benchmarks.timing import Output, device_line, interleaved, peak_resident, publish
 from tutelage import cli
 from tutelage.train import train_step
 from tutelage.training.checkpoint import TrainingState
@@ -22,15 +21,13 @@ from tutelage.training.parts import Parts, build
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Output):
     """What to run."""
 
     run: str = "configs/quickstart.yaml"
     """Run configuration."""
     repeats: int = 5
     """Timed rounds."""
-    json: bool = False
-    """Print JSON."""
 
 
 def unavoidable(parts: Parts, config: RunConfig) -> dict[str, Callable[[], object]]:
@@ -72,21 +69,19 @@ def main(argv: list[str]) -> int:
     seconds = {name: values[1] for name, values in times.items()}
     whole = seconds.pop("step")
     tokens = config.batch_size * config.packing.seq_len
+    parts_sum = sum(seconds.values())
     result = {
-        "device": device_line(),
-        "seconds": {**seconds, "sum": sum(seconds.values()), "step": whole},
-        "ratio": sum(seconds.values()) / whole,
+        "seconds": {**seconds, "sum": parts_sum, "step": whole},
+        "ratio": parts_sum / whole,
         "tokens_per_s": tokens / whole,
         "peak_resident_bytes": peak_resident(),
     }
-    if options.json:
-        print(json.dumps(result))
-    else:
-        print(result["device"])
-        for name, value in {**seconds, "sum": sum(seconds.values()), "step": whole}.items():
+    if publish("train_step", result, options):
+        print(device_line())
+        for name, value in {**seconds, "sum": parts_sum, "step": whole}.items():
             print(f"{name:<34}{value:8.3f} s")
         peak = f"peak {peak_resident() / 2**30:.2f} GiB"
-        print(f"sum / step {result['ratio']:.2f}   {tokens / whole:,.0f} tokens/s   {peak}")
+        print(f"sum / step {parts_sum / whole:.2f}   {tokens / whole:,.0f} tokens/s   {peak}")
     return 0
 
 

@@ -4,7 +4,6 @@ Runs the quickstart's configuration with one thing varied, on the same rows in t
 `objective` distillation against cross-entropy alone; `init` the three initialisations; `preset` a smaller student.
 """
 
-import json
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.timing import device_line
+from benchmarks.timing import Output, device_line, publish
 from tutelage import cli, distill
 from tutelage.errors import UserError
 from tutelage.losses.config import LossConfig
@@ -37,7 +36,7 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Output):
     """What to run."""
 
     which: Literal["objective", "init", "preset"] = "objective"
@@ -48,8 +47,6 @@ class Options:
     """Optimizer steps of each run."""
     run: str = "configs/quickstart.yaml"
     """Configuration they share."""
-    json: bool = False
-    """Print JSON."""
 
 
 def main(argv: list[str]) -> int:
@@ -66,8 +63,7 @@ def main(argv: list[str]) -> int:
             with tempfile.TemporaryDirectory() as directory:
                 run = distill(replace(base, seed=seed, output_dir=f"{directory}/run", **fields))
             results.setdefault(name, []).append(run.metrics)
-    if options.json:
-        print(json.dumps({"device": device_line(), "steps": options.steps, "results": results}))
+    if not publish("variants", {"which": options.which, "steps": options.steps, "results": results}, options):
         return 0
     print(f"{device_line()}, {options.steps} steps of {base.batch_size} × {base.packing.seq_len} tokens")
     for name, rows in results.items():

@@ -35,6 +35,7 @@ class Display:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
+            speed_estimate_period=600,  # a row may come once a minute
             disable=not sys.stdout.isatty(),
         )
         self.task = self.bar.add_task("train", total=steps, completed=done, line="")

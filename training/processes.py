@@ -6,10 +6,11 @@ One process is the common case, and every method then does nothing that costs.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from tutelage.errors import UserError
 from tutelage.training.config import RunConfig
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for another, which may be downloading a teacher; one that died ends the job at once."""
 
 
 class Processes:
@@ -37,7 +40,10 @@ class Processes:
             self.accelerator = Accelerator(
                 cpu=config.device == "cpu" or not torch.accelerator.is_available(),
                 mixed_precision="bf16" if config.precision == "bf16" else "no",
-                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                    InitProcessGroupKwargs(timeout=PATIENCE),
+                ],
             )
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(f"--device {config.device} is not available here: use auto or cpu") from error
@@ -123,12 +129,6 @@ class Processes:
 
 class Mute:
     """Stands, in all processes but the first, for what only the first one has: takes every call, does nothing."""
-
-    def __enter__(self) -> "Mute":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None

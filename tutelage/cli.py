@@ -131,7 +131,9 @@ def speaks() -> bool:
 def _fields(config: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
     """Dotted name, type, default and help of every leaf field."""
     hints = get_type_hints(config, include_extras=True)
-    helps = {param.arg_name: param.description for param in docstring_parser.parse_from_object(config).params}
+    classes = [part for part in reversed(config.__mro__) if dataclasses.is_dataclass(part)]
+    documented = (docstring_parser.parse_from_object(part).params for part in classes)
+    helps = {param.arg_name: param.description for params in documented for param in params}
     for field in dataclasses.fields(config):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _fields(hints[field.name], f"{prefix}{field.name}.")

@@ -1,10 +1,11 @@
 """The stopwatch behind every figure."""
 
+import json
 import time
 
 import numpy as np
 
-from benchmarks.timing import device_line, extra_memory, interleaved
+from benchmarks.timing import Output, device_line, extra_memory, interleaved, publish
 
 
 def test_callables_are_timed_in_turn():
@@ -28,3 +29,13 @@ def test_extra_memory_is_the_peak_and_not_what_remains():
 
 def test_the_device_is_named():
     assert "threads, torch" in device_line()
+
+
+def test_a_result_is_printed_and_kept_as_lines_of_json(tmp_path, capsys):
+    history = tmp_path / "results" / "history.jsonl"
+    assert publish("one", {"seconds": 1.5}, Output(history=str(history)))
+    assert not publish("two", {"seconds": 2.5}, Output(json=True, history=str(history)))
+    kept = [json.loads(line) for line in history.read_text().splitlines()]
+    assert [(row["benchmark"], row["seconds"]) for row in kept] == [("one", 1.5), ("two", 2.5)]
+    assert all("threads, torch" in row["device"] for row in kept)
+    assert json.loads(capsys.readouterr().out) == kept[1]

@@ -47,7 +47,7 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     from tutelage.training.interrupt import Interrupt
     from tutelage.training.parts import build
     from tutelage.training.processes import Mute, Processes
-    from tutelage.training.run_directory import changes, environment, leaves, open_run, run_path
+    from tutelage.training.run_directory import changes, check_room, environment, leaves, open_run, run_path
     from tutelage.training.samples import read_prompts
     from tutelage.training.trackers import chosen
     from tutelage.training.tracking import Tracker
@@ -55,19 +55,27 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     if isinstance(teacher, str):
         fields, teacher = {**fields, "teacher": teacher}, None
     config = replace(config or RunConfig(), **fields)
-    trackers, prompts = chosen(config.tracker), read_prompts(config.prompts)
     processes = Processes(config)
+    trackers, prompts = processes.agree(lambda: (chosen(config.tracker), read_prompts(config.prompts)))
     path = processes.told(processes.agree(lambda: run_path(config) if processes.first else Path()))
-    parts = processes.agree(lambda: build(config, teacher, processes))
-    state = TrainingState(origin=parts.origin)
-    if config.resume:
-        state = processes.agree(lambda: load_checkpoint(parts, path))
-    last = min(parts.steps, config.stop_after or parts.steps)
-    metrics: dict[str, float] = {}
 
     with ExitStack() as stack:
         enter = stack.enter_context
-        processes.agree(lambda: enter(open_run(path, config, room(parts, config))) if processes.first else None)
+
+        def hold() -> None:
+            processes.agree(lambda: enter(open_run(path, config)) if processes.first else None)
+
+        if config.resume:
+            hold()  # before a checkpoint is read: nobody else may save one meanwhile
+        parts = build(config, teacher, processes)
+        state = processes.agree(lambda: load_checkpoint(parts, path)) if config.resume else TrainingState()
+        state.origin = parts.origin
+        processes.agree(lambda: check_room(path, room(parts, config, state, path)) if processes.first else None)
+        if not config.resume:
+            hold()  # now that nothing about the input is wrong
+
+        last = min(parts.steps, config.stop_after or parts.steps)
+        metrics: dict[str, float] = {}
         settings = leaves(asdict(config)) | leaves(environment(), "env.")
         tracker = enter(Tracker(path, trackers, state.step, settings)) if processes.first else Mute()
         display = enter(Display(parts.steps, state.step)) if processes.first else Mute()
@@ -91,7 +99,7 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
                 display.show(state.step, metrics)
             if state.step % config.checkpoint_every == 0 or state.step == last or leave:
                 saver.save()
-        saver.check()
+        processes.agree(saver.check)  # and nobody leaves before the last step is on disk
         if leave:
             display.say(f"{interrupt.requested or 'interrupted'}: saved step {state.step}; go on with --resume {path}")
     return Run(path, state.step, metrics)
@@ -111,7 +119,7 @@ def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dic
     objective = parts.distiller.objective
     processes = parts.processes
     batch = parts.loader.batch(state.step)  # of all processes
-    counts = objective.counts(batch.to(processes.device))  # of the whole step, however it is shared
+    counts = objective.counts(batch)  # of the whole step, however it is shared
     rate = learning_rate(state.step, parts.steps, config.optim)
     set_learning_rate(parts.optimizer, rate)
     sums: dict[str, Any] = {}
@@ -123,13 +131,12 @@ def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dic
             (loss * processes.size).backward()  # gradients are averaged over processes, and a sum is wanted
         sums = {name: value + sums.get(name, 0) for name, value in logs.items()}
     totals = processes.total(torch.stack([*sums.values()]))
-    found = torch.cat((totals, clip(parts.distiller, config.optim.clip)[None])).tolist()  # the one read of the device
+    found = torch.cat((totals, clip(parts.distiller, config.optim.clip)[None])).tolist()
     row = {f"train/{name}": value for name, value in zip((*sums, "grad_norm"), found, strict=True)}
     if math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"]):
         parts.optimizer.step()
     else:
         state.skipped += 1
-        rows = ", ".join(f"{key & 2**64 - 1:016x}" for key in batch.keys.tolist())
         log.warning(
             "step %d skipped: loss %s, gradient norm %s",
             state.step,
@@ -137,6 +144,7 @@ def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dic
             row["train/grad_norm"],
         )
         if state.skipped > config.max_skipped:
+            rows = ", ".join(f"{key & 2**64 - 1:016x}" for key in batch.keys.tolist())
             raise UserError(
                 f"{state.skipped} steps were not finite, the last one step {state.step} on rows {rows}:"
                 " lower --optim.lr, try --precision fp32, or look at that text"
@@ -154,11 +162,13 @@ def score(parts: "Parts", config: RunConfig) -> dict[str, float]:
     from tutelage.evaluation.fidelity import decoder_scorer, fidelity, unigram_loss
     from tutelage.training.sharding import inference
 
-    batches = list(heldout_batches(parts.corpus, config.batch_size, config.eval_rows))
+    rows = max(1, config.batch_size // (parts.processes.size * config.accumulate))  # as many as fit in training
+    batches = list(heldout_batches(parts.corpus, rows, config.eval_rows))
     scorer, mine = decoder_scorer(parts.student, config.precision), parts.processes.deal(batches)
     with inference(parts.distiller):
         result = fidelity(scorer, parts.teacher.signal, mine, parts.vocab_size, parts.processes.total)
-    found = {**result.metrics(), "unigram_loss": unigram_loss(parts.corpus, batches, parts.vocab_size)}
+    unigram = unigram_loss(parts.unigram_counts, batches)
+    found = {**result.metrics(), "unigram_loss": unigram}
     sizes = {"student": parts.student.config.n_parameters, "teacher": parts.teacher.spec.n_parameters}
     return {f"eval/{name}": value for name, value in found.items()} | {f"size/{k}": float(v) for k, v in sizes.items()}
 

@@ -3,6 +3,7 @@
 Needs tmux and Chromium (Debian: `apt-get install tmux chromium`). With `--run DIR` only the pages of that run are made.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -32,7 +34,7 @@ class Options:
 
     run: str | None = None
     """A run to show in TensorBoard (default: one made for it)."""
-    steps: int = 60
+    steps: int = 36
     """Steps of the run that is made."""
     out: str = "docs"
     """Where the pictures go."""
@@ -82,28 +84,34 @@ def samples(page: Any, url: str) -> None:
 
 def frames(command: str, steps: int) -> list[str]:
     """What a terminal shows, with its colours, at the start, in the middle and at the end of a run of `steps`."""
-    width, height = SCREEN
-    pane = ["tmux", "-L", "tutelage-pictures"]
-    subprocess.run([*pane, "new-session", "-d", "-x", str(width), "-y", str(height), f"{command}; sleep 5"], check=True)
+    if which("tmux") is None:
+        raise UserError("no tmux here: apt-get install tmux")
+    pane = ["tmux", "-L", f"tutelage-{os.getpid()}"]
+    size = ["-x", str(SCREEN[0]), "-y", str(SCREEN[1])]
+    subprocess.run([*pane, "new-session", "-d", *size, f"{command}; sleep 5"], check=True)
     wanted, seen = [f" {steps // 6}/", f" {steps // 2}/", "next "], []
-    while wanted:
-        shown = subprocess.run([*pane, "capture-pane", "-e", "-p"], capture_output=True, text=True, check=True).stdout
-        if wanted[0] in Text.from_ansi(shown).plain:
-            seen.append(shown.rstrip())
-            wanted.pop(0)
-        time.sleep(0.2)
-    subprocess.run([*pane, "kill-server"], check=False)
+    try:
+        while wanted:
+            shown = subprocess.run([*pane, "capture-pane", "-e", "-p"], capture_output=True, text=True, check=False)
+            if shown.returncode:
+                raise UserError(f"the run ended before it was seen: try {command}")
+            if wanted[0] in Text.from_ansi(shown.stdout).plain:
+                seen.append(shown.stdout.rstrip())
+                wanted.pop(0)
+            time.sleep(0.2)
+    finally:
+        subprocess.run([*pane, "kill-server"], capture_output=True, check=False)
     return seen
 
 
 def main(argv: list[str]) -> int:
     """Writes `terminal.svg`, `tensorboard-scalars.png` and `tensorboard-samples.png`."""
     options = cli.parse(Options, argv, prog="benchmarks.pictures", description=__doc__ or "")
-    out, run = Path(options.out), Path(options.run or "runs/pictures")
+    out, run = Path(options.out), Path(options.run or f"runs/pictures-{os.getpid()}")
     if options.run is None:
         flags = f"--steps {options.steps} --eval_every {options.steps // 6} --output_dir {run}"
         command = f"{sys.executable} train.py --config configs/quickstart.yaml {flags}"
-        console = Console(record=True, width=SCREEN[0], file=open("/dev/null", "w"))  # noqa: SIM115
+        console = Console(record=True, width=SCREEN[0], file=StringIO())
         for frame in frames(command, options.steps):
             console.print(Text.from_ansi(frame.strip("\n")))
             console.rule(style="dim")

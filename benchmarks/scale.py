@@ -7,6 +7,7 @@ student has the quickstart's shape, and a random teacher of the same shape is as
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -95,7 +96,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": sorted(seconds[1:])[steps // 2], "bytes": float(peak_resident())}
+    return {"seconds": statistics.median(seconds[1:]), "bytes": float(peak_resident())}
 
 
 def random_batch(point: Point, seed: int) -> Batch:
@@ -115,7 +116,7 @@ def elsewhere(point: Point, steps: int) -> dict[str, float]:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if len(found) != point.processes:
-        raise UserError(f"{point} could not be measured: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{point} could not be measured: {done.stderr[-200:] or done.returncode}")
     return {"seconds": max(row["seconds"] for row in found), "bytes": sum(row["bytes"] for row in found)}
 
 
@@ -127,9 +128,10 @@ def main(argv: list[str]) -> int:
         return 0
     known: dict[Point, dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
-    for axis in options.axes.split(","):
-        if axis not in AXES:
-            raise UserError(f"--axes {axis}: choose from {', '.join(AXES)}")
+    axes = options.axes.split(",")
+    if unknown := set(axes) - set(AXES):
+        raise UserError(f"--axes {', '.join(unknown)}: choose from {', '.join(AXES)}")
+    for axis in axes:
         for point in AXES[axis]:
             if point not in known:
                 known[point] = elsewhere(point, options.steps)

@@ -7,13 +7,14 @@ by the time of a whole step is the share of the step that nobody could leave out
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.timing import Output, device_line, interleaved, peak_resident, publish
 from tutelage import cli
+from tutelage.data.batch import IGNORE
 from tutelage.train import train_step
 from tutelage.training.checkpoint import TrainingState
 from tutelage.training.config import RunConfig
@@ -34,7 +35,7 @@ def unavoidable(parts: Parts, config: RunConfig) -> dict[str, Callable[[], objec
     """The parts of a step by name."""
     batch = parts.loader.batch(0)
     student, teacher = parts.student, parts.teacher
-    rows = batch.targets.flatten() != -100
+    rows = batch.targets.flatten() != IGNORE
     weight = student.head.detach().bfloat16()
     t_signal = teacher.signal(batch)
     x, x_t = (torch.randn(int(rows.sum()), width).bfloat16() for width in (weight.shape[1], t_signal.head.shape[1]))
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
     """Prints the parts, their sum and the ratio."""
     options = cli.parse(Options, argv, prog="benchmarks.train_step", description=__doc__ or "")
     config = cli.parse(RunConfig, ["--config", options.run], prog="benchmarks.train_step", description="")
-    parts, state = build(config, None), TrainingState()
+    parts, state = build(replace(config, teacher_memory=0.0), None), TrainingState()  # the teacher is always asked
     step = lambda: train_step(parts, config, state)  # noqa: E731
     step()  # so that the optimizer has its state
     times = interleaved({"step": step, **unavoidable(parts, config)}, options.repeats)

@@ -8,7 +8,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tutelage.data.array_cache import Arrays, cached, digest
 from tutelage.data.config import PackingConfig
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 256
 """Documents tokenised at a time: enough to keep all threads busy, few enough to hold in memory."""
+COUNTED = 1 << 22
+"""Tokens counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,16 @@ def build_corpus(sources: str, tokenizer: Tokenizer, config: PackingConfig, cach
     weights = tuple(source.weight for source in parsed)
     together = join(heldout, config.seq_len)
     return Corpus(tuple(train), weights, together, _fingerprint([*train, together], weights), len(seen))
+
+
+def unigram_counts(corpus: Corpus, vocab_size: int) -> Tensor:
+    """How often the training text has each token, and once more, `(V,)` fp64."""
+    counts = torch.ones(vocab_size, dtype=torch.float64)
+    for packed in corpus.train:
+        for start in range(0, len(packed.stream), COUNTED):
+            part = torch.from_numpy(packed.stream[start : start + COUNTED].astype("int64"))
+            counts += torch.bincount(part, minlength=vocab_size)
+    return counts
 
 
 def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, config: PackingConfig) -> Arrays:

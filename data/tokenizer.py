@@ -78,7 +78,7 @@ class Tokenizer:
         }
         if self.chat_template:
             config["chat_template"] = self.chat_template
-        self._prompts.save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer.json").write_text(self._prompts.to_str(pretty=True), encoding="utf-8")
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def encode(self, text: str) -> list[int]:

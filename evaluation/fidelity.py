@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tutelage.data.batch import IGNORE, Batch
-from tutelage.data.corpus import Corpus
 from tutelage.kernels.reference import teacher_logits
 from tutelage.student.decoder import Decoder
 from tutelage.teacher.signal import FullSignal
@@ -91,11 +90,8 @@ def perplexity_loss(model: Scorer, batches: Iterable[Batch], vocab_size: int) ->
     return total / max(1, count)
 
 
-def unigram_loss(corpus: Corpus, batches: Iterable[Batch], vocab_size: int) -> float:
-    """Cross-entropy, in nats per target, of the training text's token frequencies (each counted once more)."""
-    counts = torch.ones(vocab_size, dtype=torch.float64)
-    for packed in corpus.train:
-        counts += torch.bincount(torch.from_numpy(packed.stream.astype("int64")), minlength=vocab_size)
+def unigram_loss(counts: Tensor, batches: Iterable[Batch]) -> float:
+    """Cross-entropy, in nats per target, of a model that knows how often each token occurs, `counts (V,)`."""
     log_q = (counts / counts.sum()).log()
     targets = torch.cat([batch.targets[batch.targets != IGNORE] for batch in batches])
     return -log_q[targets].mean().item()

@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, E teacher width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,11 @@ class DecoderTeacher:
         output = self.decoder(batch.tokens, positions=batch.positions, segments=batch.segments, taps=taps)
         return FullSignal(output.hidden, self.decoder.head, taps=output.taps)
 
-    def layers(self) -> nn.ModuleList:
-        """What can be cut up over processes."""
-        return self.decoder.layers
+    def spread(self, cut: Callable[[nn.Module], object], device: torch.device) -> None:
+        """Cuts up its layers, so that `--fsdp` shares them between processes, and moves the rest to `device`."""
+        for layer in self.decoder.layers:
+            cut(layer)
+        self.decoder.to(device)
 
     def generator(self) -> Decoder:
         """The decoder itself."""

@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, E teacher width, V vocabulary.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,17 @@ class HuggingFaceTeacher:
         tapped = tuple(out.hidden_states[layer + 1] for layer in taps)
         return FullSignal(out.last_hidden_state, self.head, self.bias, self.scale, self.cap, tapped)
 
-    def layers(self) -> nn.ModuleList:
-        """What can be cut up over processes: its longest list of modules, unless it is quantised.
+    def spread(self, cut: Callable[[nn.Module], object], device: torch.device) -> None:
+        """Cuts up its layers (the longest list of modules) and moves the rest to `device`; 4 bits stay whole.
 
         From then on it generates through transformers, not through the Decoder that shares its weights.
         """
-        if self.spec.quantisation:
-            return nn.ModuleList()
-        self.decoder = None
-        lists = (module for module in self.model.modules() if isinstance(module, nn.ModuleList))
-        return max(lists, key=len, default=nn.ModuleList())
+        if not self.spec.quantisation:
+            self.decoder = None
+            lists = (module for module in self.model.modules() if isinstance(module, nn.ModuleList))
+            for layer in max(lists, key=len, default=nn.ModuleList()):
+                cut(layer)
+        self.model.to(device)
 
     def generator(self) -> CausalLM:
         """The same weights in our decoder, whose cache keeps rows apart; else the model itself, row by row."""
@@ -76,7 +77,7 @@ class HuggingFaceTeacher:
 def load(
     name: str, source: str, *, device: str, quantisation: str | None = None, prompt_style: str = "completion"
 ) -> HuggingFaceTeacher:
-    """The causal LM at a local directory or hub id: bf16, automatic device map on GPUs; `quantisation` "nf4".
+    """The causal LM at a local directory or hub id: bf16 on `device`; `quantisation` "nf4".
 
     Raises UserError within seconds where the hub cannot be reached, naming the local choices.
     """
@@ -86,7 +87,7 @@ def load(
         check_reachable(source)
     options: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
     if torch.device(device).type != "cpu":
-        options["device_map"] = "auto"
+        options["device_map"] = {"": device}  # this process's own, of however many there are
     if quantisation == "nf4":
         options["quantization_config"] = _nf4()
     elif quantisation is not None:

@@ -140,12 +140,16 @@ def test_a_count_that_is_no_number_is_named_briefly(value: str) -> None:
 def test_errors_in_yaml_are_user_errors(content: str, part: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(content + "\n")
+    (tmp_path / "good.yaml").write_text("log_every: 3\n")
     assert part in message("--config", str(path))
+    assert part in message(f"--config={path}")
+    assert part in message("--config", str(tmp_path / "good.yaml"), "--config", str(path))
 
 
 def test_what_the_command_line_got_wrong_is_not_blamed_on_the_yaml(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text("steps: 3\n")
     assert "good.yaml" not in message("--config", str(tmp_path / "good.yaml"), "--steps", "-1")
+    assert "good.yaml" not in message("--config", str(tmp_path / "good.yaml"), "--steps=-1")
 
 
 @pytest.fixture

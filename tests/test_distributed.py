@@ -22,10 +22,10 @@ from tutelage.training.config import RunConfig
 
 pytestmark = pytest.mark.slow
 Make = Callable[..., RunConfig]
-FIELDS = {"batch_size": 8, "steps": 6, "eval_rows": 12, "checkpoint_every": 100}
+FIELDS = {"batch_size": 8, "steps": 6, "eval_rows": 12, "checkpoint_every": 100, "device": "cpu"}
 
 
-def launch(*command: Any, env: dict[str, str]) -> list[str]:
+def launch(*command: Any) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *map(str, command)]
 
 
@@ -58,7 +58,7 @@ def run_worker(
     config_file: Path, tmp_path: Path, root: Path, script_env: dict[str, str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*names: str) -> subprocess.CompletedProcess[str]:
-        command = launch(root / "tests" / "distributed_worker.py", config_file, tmp_path, *names, env=script_env)
+        command = launch(root / "tests" / "distributed_worker.py", config_file, tmp_path, *names)
         return subprocess.run(command, env=script_env, capture_output=True, text=True, check=False, timeout=180)
 
     return run
@@ -125,7 +125,7 @@ def test_accelerate_launches_it_too(flags: list[str], root: Path, script_env: di
 
 
 def test_bad_input_is_one_line_of_one_process(flags: list[str], root: Path, script_env: dict[str, str]) -> None:
-    command = launch(root / "train.py", *flags, "--batch_size", "1", env=script_env)
+    command = launch(root / "train.py", *flags, "--batch_size", "1")
     done = subprocess.run(command, env=script_env, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode != 0
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -135,7 +135,7 @@ def test_bad_input_is_one_line_of_one_process(flags: list[str], root: Path, scri
 
 @pytest.fixture
 def long_run(flags: list[str], root: Path, script_env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    command = launch(root / "train.py", *flags, "--steps", "100000", env=script_env)
+    command = launch(root / "train.py", *flags, "--steps", "100000")
     process = subprocess.Popen(command, env=script_env, stdout=subprocess.PIPE, text=True, start_new_session=True)
     yield process
     if process.poll() is None:

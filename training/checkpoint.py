@@ -42,12 +42,13 @@ class TrainingState:
     origin: dict[str, Any] = field(default_factory=dict)  # must be the same when the run goes on
 
 
-def room(parts: Parts, config: RunConfig) -> int:
-    """Bytes that the run's checkpoints will take at most: those that are kept, and one more while it is written."""
-    saves = -(-parts.steps // config.checkpoint_every)
+def room(parts: Parts, config: RunConfig, state: TrainingState, run: Path) -> int:
+    """Bytes that the run's checkpoints will take beyond those there are: the kept ones, and one that is written."""
+    saves = -(-(parts.steps - state.step) // config.checkpoint_every)
     one = 12 * sum(parameter.numel() for parameter in parts.distiller.parameters())  # fp32 weights and two moments
-    total: int = one * min(config.keep_last + 1, saves)
-    return total
+    there = len(steps(run))
+    more: int = one * (min(config.keep_last + 1, there + saves) - there)
+    return max(0, more)
 
 
 def save_checkpoint(parts: Parts, state: TrainingState, run: Path, keep_last: int) -> Path:
@@ -76,7 +77,7 @@ def save_checkpoint(parts: Parts, state: TrainingState, run: Path, keep_last: in
     # What lies ahead of the step just saved was damaged, or the run would have gone on from there.
     ahead = [old for old in steps(run) if int(old.name[5:]) > state.step]
     for old in ahead + steps(run)[len(ahead) + keep_last :]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # what cannot be removed now is removed after the next save
     return path
 
 
@@ -95,7 +96,8 @@ class Saver:
             self.saved, self._failure = self.state.step, None
         except OSError as error:
             self._failure = error
-            log.warning("step %d was not saved (%s): going on, with step %d kept", self.state.step, error, self.saved)
+            kept = f"step {self.saved} is kept" if self.saved else "none is kept yet"
+            log.warning("step %d was not saved (%s): going on, %s", self.state.step, error, kept)
 
     def check(self) -> None:
         """Raises UserError where the newest step is not on disk."""
@@ -112,7 +114,7 @@ def load_checkpoint(parts: Parts, run: Path) -> TrainingState:
 
     Raises UserError where there is none, or, with the difference, where the run was made of something else.
     """
-    path = newest_whole(run)
+    path = parts.processes.told(newest_whole(run) if parts.processes.first else None)
     if path is None:
         raise UserError(f"{run} has no whole checkpoint to resume from: start anew with another --output_dir")
     state = TrainingState(**json.loads((path / "state.json").read_text()))
@@ -134,7 +136,7 @@ def _compare(then: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None
 def _whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """The tensors in one piece; every process helps to put them together, and those that do not write keep nothing."""
     together = ((name, whole(tensor)) for name, tensor in tensors.items())
-    return {name: tensor for name, tensor in together if keep}
+    return {name: tensor.cpu() for name, tensor in together if keep}
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

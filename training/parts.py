@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tutelage.data.batch import Batch
-from tutelage.data.corpus import Corpus, build_corpus
+from tutelage.data.corpus import Corpus, build_corpus, unigram_counts
 from tutelage.data.loader import Loader
 from tutelage.errors import UserError
 from tutelage.files import cache_directory
@@ -56,6 +58,11 @@ class Parts:
         """The model that is trained."""
         return self.distiller.student
 
+    @cached_property
+    def unigram_counts(self) -> Tensor:
+        """How often the training text has each token `(V,)`, and once more."""
+        return unigram_counts(self.corpus, self.vocab_size)
+
     @property
     def vocab_size(self) -> int:
         """Tokens that are scored."""
@@ -72,9 +79,9 @@ def build(config: RunConfig, teacher: Teacher | None, processes: Processes | Non
     _check_rows(config, processes.size)
     torch.manual_seed(config.seed)
     known = _entry(config, teacher)
-    with processes.in_turn():
-        teacher = teacher or load_teacher(config.teacher, str(processes.device))
-        corpus = build_corpus(config.data or known.data, teacher.tokenizer, config.packing, cache_directory() / "data")
+    teacher, corpus = processes.agree(lambda: _load(config, known, teacher, processes))
+    if len({*processes.gather(corpus.fingerprint)}) > 1:
+        raise UserError(f"--data {config.data or known.data} is not the same text in every process: make it so")
     loader = Loader(corpus, config.batch_size, config.seed, config.max_rows)
     steps = config.steps or max(1, round((config.epochs or 1) * loader.rows_per_epoch / config.batch_size))
     # A row that comes again is remembered, where it comes to the same process and micro-batches of one size give it
@@ -92,7 +99,7 @@ def build(config: RunConfig, teacher: Teacher | None, processes: Processes | Non
     if config.fsdp and processes.size == 1:
         log.warning("--fsdp is pointless with one process, which has nobody to share with: going on without it")
     elif config.fsdp:
-        shard(distiller, teacher)
+        shard(distiller, teacher, processes.device)
     wrapped = processes.wrap(distiller)
     torch.manual_seed(config.seed + processes.rank)  # dropout differs between processes, the first weights must not
     return Parts(
@@ -107,6 +114,17 @@ def build(config: RunConfig, teacher: Teacher | None, processes: Processes | Non
         steps=steps,
         origin=_origin(config, teacher, shape, corpus),
     )
+
+
+def _load(
+    config: RunConfig, known: TeacherEntry, teacher: Teacher | None, processes: Processes
+) -> tuple[Teacher, Corpus]:
+    """Teacher and text. A teacher that will be cut up starts on the CPU, as its device may not hold the whole."""
+    device = "cpu" if config.fsdp and processes.size > 1 else str(processes.device)
+    with processes.in_turn():
+        teacher = teacher or load_teacher(config.teacher, device)
+        sources = config.data or known.data
+        return teacher, build_corpus(sources, teacher.tokenizer, config.packing, cache_directory() / "data")
 
 
 def _entry(config: RunConfig, teacher: Teacher | None) -> TeacherEntry:

@@ -95,7 +95,8 @@ def _memory_line(student: StudentConfig, teacher: TeacherEntry, config: RunConfi
     cut = processes if config.fsdp else 1
     state = 16 * student.n_parameters // cut  # fp32 weights, gradients, and AdamW's two moments
     head = 2 * teacher.vocab_size * teacher.d_model
-    held = (teacher.memory_bytes - head) // cut + head  # its head stays whole
+    cut = 1 if teacher.quantisation else cut
+    held = (teacher.memory_bytes - head) // cut + head  # its head stays whole, and so do 4 bits
     chunk = min(CHUNK, tokens)
     loss = 2 * chunk * student.padded_vocab_size * 2 + 8 * student.padded_vocab_size * student.d_model
     width = 16 * student.d_model + 4 * student.d_ff

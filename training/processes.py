@@ -35,18 +35,17 @@ class Processes:
         # one process may make several runs, each its own way
         AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
         try:
-            if config.device not in ("auto", "cpu"):
-                torch.empty(0, device=config.device)
-            self.accelerator = Accelerator(
-                cpu=config.device == "cpu" or not torch.accelerator.is_available(),
-                mixed_precision="bf16" if config.precision == "bf16" else "no",
-                kwargs_handlers=[
-                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                    InitProcessGroupKwargs(timeout=PATIENCE),
-                ],
-            )
-        except (RuntimeError, AssertionError, ValueError) as error:
+            torch.empty(0, device="cpu" if config.device == "auto" else config.device)
+        except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {config.device} is not available here: use auto or cpu") from error
+        self.accelerator = Accelerator(
+            cpu=config.device == "cpu" or not torch.accelerator.is_available(),
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
         place: torch.device = self.accelerator.device
         self.device = torch.device("cpu") if place.type == "cpu" else place  # accelerate numbers CPUs, others do not
         self.rank: int = self.accelerator.process_index
@@ -122,7 +121,10 @@ class Processes:
         return wrapped
 
     def exchange(self, wrapped: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-        """A context for forward and backward of a micro-batch, after which gradients are exchanged, or not yet."""
+        """A context for forward and backward of a micro-batch, after which gradients are exchanged, or not yet.
+
+        A module that is cut up exchanges them in any case: what it would have to keep is what does not fit.
+        """
         wait: AbstractContextManager[None] = nullcontext() if now else self.accelerator.no_sync(wrapped)
         return wait
 

@@ -2,13 +2,14 @@
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,8 @@ from tutelage.errors import UserError
 from tutelage.files import steps
 from tutelage.training.config import RunConfig
 
+log = logging.getLogger(__name__)
+LOCK = ".lock"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "accelerate", "numpy", "triton")
 
 
@@ -36,7 +39,7 @@ def run_path(config: RunConfig) -> Path:
         return path
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = Path(config.output_dir or Path("runs") / f"{stamp}-{Path(config.teacher).name}")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or {inside.name for inside in path.iterdir()} - {LOCK}):
         raise UserError(f"--output_dir {path} is not empty: pass --resume {path} to go on, or another directory")
     parent = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK):
@@ -74,57 +77,56 @@ def _lasting(config: RunConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def open_run(path: Path, config: RunConfig, room: int = 0) -> Iterator[None]:
+def open_run(path: Path, config: RunConfig) -> Iterator[None]:
     """A context that holds the directory alone, with the configuration to resume from and the environment in it.
 
-    Both are kept as first written. Raises UserError where another process holds it, where it cannot be written, or
-    where fewer than `room` bytes are free.
+    Both are kept as first written. Raises UserError where another process holds the directory or made a run in it
+    meanwhile, and where it cannot be written.
     """
-    record = yaml.safe_dump(_lasting(config), sort_keys=False)
-    made = [p for p in (path, *path.parents) if not p.exists()]  # innermost first
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
-        for partial in path.glob("checkpoints/.*.partial"):  # of a process that was killed: this one is alone here
-            shutil.rmtree(partial)
-        _check_room(path, room)
-        if not (path / "config.yaml").exists():
-            (path / "config.yaml").write_text(record)
-            (path / "env.json").write_text(json.dumps(environment(), indent=1))
-    except (OSError, UserError) as error:
-        if made:  # a run that never began leaves nothing
-            shutil.rmtree(made[0], ignore_errors=True)
-        with suppress(OSError):  # other runs may have come meanwhile
-            for parent in made[1:]:
-                parent.rmdir()
-        if isinstance(error, OSError):
+    made = not path.exists()
+    with ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock(path))
+            for partial in path.glob("checkpoints/.*.partial"):  # of a process that was killed: this one is alone here
+                shutil.rmtree(partial)
+            if not (path / "config.yaml").exists():
+                (path / "config.yaml").write_text(yaml.safe_dump(_lasting(config), sort_keys=False))
+                (path / "env.json").write_text(json.dumps(environment(), indent=1))
+            elif not config.resume:
+                raise UserError(f"--output_dir {path}: another run was made there meanwhile: choose another directory")
+        except OSError as error:
+            if made:  # a run that never began leaves nothing
+                shutil.rmtree(path, ignore_errors=True)
             raise UserError(f"--output_dir {path} cannot be written: {error.strerror}") from error
-        raise
-    with lock:
         yield
 
 
 def _lock(path: Path) -> TextIO:
     """A file that is locked while it is open: the system lets go of it however its process ends."""
-    file = (path / ".lock").open("a+")
+    file = (path / LOCK).open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
         holder = file.read().strip() or "another process"
+        file.close()
         raise UserError(f"{path} is in use by {holder}: wait for it, stop it, or choose another directory") from error
+    except OSError as error:
+        log.warning("%s is on a file system without locks (%s): see to it that no other run uses it", path, error)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
 
 
-def _check_room(path: Path, room: int) -> None:
-    free = shutil.disk_usage(path).free
+def check_room(path: Path, room: int) -> None:
+    """Raises UserError where fewer than `room` bytes are free at `path`, which need not exist."""
+    free = shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
     if free < room:
         raise UserError(
             f"{path} has {free / 1e6:,.0f} MB free and its checkpoints will take {room / 1e6:,.0f} MB:"
-            " lower --keep_last, raise --checkpoint_every, or choose another --output_dir"
+            " make room, lower --keep_last, raise --checkpoint_every, or choose another --output_dir"
         )
 
 

@@ -5,8 +5,11 @@ Arithmetic stays that of one process: weights are gathered in the dtype they hav
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -14,16 +17,17 @@ from tutelage.teacher.signal import Teacher
 from tutelage.training.distiller import Distiller
 
 
-def shard(distiller: Distiller, teacher: Teacher) -> None:
+def shard(distiller: Distiller, teacher: Teacher, device: torch.device) -> None:
     """Cuts up the student, in place, block by block; the rest, its head included, is one more piece with the losses.
 
-    Of a teacher that offers its `layers` only these are cut up: its head is needed whole by every loss.
+    Of a teacher that can `spread`, its layers are cut up: its head is needed whole by every loss.
     """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in distiller.student.layers:
-        fully_shard(block)
-    fully_shard(distiller)
-    for layer in getattr(teacher, "layers", list)():
-        fully_shard(layer, reshard_after_forward=True)
+        fully_shard(block, mesh=mesh)
+    fully_shard(distiller, mesh=mesh)
+    if spread := getattr(teacher, "spread", None):
+        spread(partial(fully_shard, mesh=mesh, reshard_after_forward=True), device)
 
 
 @contextmanager
@@ -32,10 +36,12 @@ def inference(distiller: Distiller) -> Iterator[None]:
     distiller.student.eval()
     if isinstance(distiller, FSDPModule):
         distiller.unshard()
-    yield
-    if isinstance(distiller, FSDPModule):
-        distiller.reshard()
-    distiller.student.train()
+    try:
+        yield
+    finally:
+        if isinstance(distiller, FSDPModule):
+            distiller.reshard()
+        distiller.student.train()
 
 
 def whole(tensor: Tensor) -> Tensor:

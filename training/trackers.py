@@ -55,24 +55,21 @@ class MLflow(MLflowTracker):  # type: ignore[misc]
     """The store at MLFLOW_TRACKING_URI, or RUN/mlflow; a run that goes on is the same MLflow run."""
 
     def __init__(self, run: Path, step: int) -> None:
-        super().__init__(PROJECT, run_name=run.name)
-        self.store, self.goes_on = run / "mlflow", step > 0
+        self.directory, self.known = run, run / ".mlflow-run"
+        known = self.known.read_text() if step and self.known.exists() else None
+        super().__init__(PROJECT, run_id=known, run_name=run.name)
 
     def start(self) -> None:
         """See `Sink`."""
         import mlflow
 
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it may hold a password
         if "MLFLOW_TRACKING_URI" not in os.environ:
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
-            mlflow.set_tracking_uri(self.store.absolute().as_uri())
-        if self.goes_on:
-            found = mlflow.search_runs(
-                experiment_names=[PROJECT],
-                filter_string=f"attributes.run_name = '{self.run_name}'",
-                output_format="list",
-            )
-            self.run_id = found[0].info.run_id if found else None
+            mlflow.set_tracking_uri((self.directory / "mlflow").absolute().as_uri())
+            del os.environ["MLFLOW_TRACKING_URI"]  # mlflow sets it, and another run of this process has its own
         super().start()
+        self.known.write_text(self.active_run.info.run_id)
 
     def describe(self, settings: Mapping[str, Any]) -> None:
         """See `Sink`; what a run was first given stays."""

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from queue import Full, Queue
 from threading import Thread
@@ -68,7 +68,8 @@ class Aside:
     def _drop(self, reason: str) -> None:
         if not self.dropped:
             self.dropped = True
-            log.warning("tracker %s dropped: %s; metrics.jsonl goes on", self.name, " ".join(reason.split()))
+            line = re.sub(r"//[^/@\s]*@", "//…@", " ".join(reason.split()))  # an address may hold a password
+            log.warning("tracker %s dropped: %s; metrics.jsonl goes on", self.name, line)
 
 
 class Tracker:
@@ -129,9 +130,11 @@ class Tracker:
     def _keep(self, step: int) -> None:
         """Forgets rows after `step`: the steps they tell of are about to be made again."""
         if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may have torn the last one
-            self.path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+            kept = takewhile(
+                lambda line: line.endswith(b"\n") and json.loads(line)["step"] <= step,  # a kill may tear the last one
+                self.path.read_bytes().splitlines(keepends=True),
+            )
+            os.truncate(self.path, sum(map(len, kept)))
 
 
 def side_by_side(sample: Sample, width: int = 56) -> str:

@@ -52,15 +52,19 @@ def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, desc
             parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix="no_"), default=default, help=text)
         else:
             parser.add_argument(f"--{name}", type=hint, default=default, help=text)
-    given = list(sys.argv[1:] if argv is None else argv)
-    file = next((value for flag, value in pairwise(given) if flag == "--config"), None)
-    lines = _key_lines(Path(file)) if file else {}
+    given: list[str] = []  # --flag=value as two, so that both spellings are one below
+    for part in sys.argv[1:] if argv is None else argv:
+        given += part.split("=", 1) if part.startswith("--") else [part]
+    lines: dict[str, str] = {}  # where each key was last set
+    for flag, value in pairwise(given):
+        if flag == "--config":
+            lines |= {key: f"{value} line {line}" for key, line in _key_lines(Path(value)).items()}
     try:
         return _build(config, parser.parse_args(given))
     except UserError as error:
-        for key, line in lines.items():
+        for key, place in lines.items():
             if re.search(rf"--{re.escape(key)}(?![\w.])", str(error)) and f"--{key}" not in given:
-                raise UserError(f"{file} line {line}: {error}") from error
+                raise UserError(f"{place}: {error}") from error
         raise
 
 

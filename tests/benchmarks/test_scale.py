@@ -7,6 +7,13 @@ import pytest
 
 from benchmarks.scale import AXES, BASE, Point, measure, save
 
+VARIED = {
+    "tokens per step": {"rows"},
+    "sequence length": {"rows", "seq_len"},
+    "vocabulary": {"vocab_size"},
+    "processes": {"processes"},
+}
+
 
 def test_a_point_is_measured_in_this_process(one_thread: None) -> None:
     found = measure(Point(rows=2, seq_len=16, vocab_size=96), steps=2)
@@ -17,10 +24,8 @@ def test_a_point_is_measured_in_this_process(one_thread: None) -> None:
 def test_every_axis_varies_one_thing_around_the_same_base() -> None:
     for axis, points in AXES.items():
         varied = [{key for key, value in asdict(point).items() if value != asdict(BASE)[key]} for point in points]
-        named = {"tokens per step": {"rows"}, "sequence length": {"rows", "seq_len"}}.get(
-            axis, {"vocab_size", "processes"}
-        )
-        assert all(keys <= named for keys in varied)
+        assert all(keys <= VARIED[axis] for keys in varied)
+        assert set().union(*varied) == VARIED[axis]
     assert len({point.rows * point.seq_len for point in AXES["sequence length"]}) == 1
 
 

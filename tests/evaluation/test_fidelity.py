@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tutelage.data.batch import IGNORE, Batch
-from tutelage.data.corpus import Corpus
+from tutelage.data.corpus import Corpus, unigram_counts
 from tutelage.data.packing import pack
 from tutelage.evaluation.fidelity import decoder_scorer, fidelity, perplexity_loss, unigram_loss
 from tutelage.student.config import StudentConfig
@@ -63,7 +63,7 @@ def test_unigram_loss_counts_training_text_once_more_than_it_saw():
     counts = {0: 2, 1: 3, 2: 2}  # each once more; the stream ends in token 0
     whole = sum(counts.values()) + (V - 3)
     expected = -(math.log(counts[1] / whole) + math.log(counts[2] / whole)) / 2
-    assert unigram_loss(corpus, [targets], V) == pytest.approx(expected)
+    assert unigram_loss(unigram_counts(corpus, V), [targets]) == pytest.approx(expected)
 
 
 def test_the_student_is_scored_in_either_precision():

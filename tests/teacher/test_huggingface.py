@@ -85,9 +85,10 @@ def test_taps_are_the_residual_stream_after_each_layer(llama_dir: Path, batch: B
     torch.testing.assert_close(signal.taps[0], ours.taps[0], rtol=0.05, atol=0.05)
 
 
-def test_layers_to_cut_up_are_the_models_own_and_generation_follows_them(llama_dir: Path) -> None:
-    teacher = load_teacher(str(llama_dir))
-    assert list(teacher.layers()) == list(teacher.model.model.layers)  # type: ignore[attr-defined]
+def test_it_offers_its_own_layers_to_be_cut_up_and_generates_through_them(llama_dir: Path) -> None:
+    teacher, seen = load_teacher(str(llama_dir)), []
+    teacher.spread(seen.append, torch.device("cpu"))  # type: ignore[attr-defined]
+    assert seen == list(teacher.model.model.layers)  # type: ignore[attr-defined]
     assert isinstance(teacher.generator(), RowwiseLM)
 
 

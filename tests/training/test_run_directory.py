@@ -13,7 +13,7 @@ import pytest
 from tutelage import cli
 from tutelage.errors import UserError
 from tutelage.training.config import RunConfig
-from tutelage.training.run_directory import changes, environment, newest_run, open_run, run_path
+from tutelage.training.run_directory import changes, check_room, environment, newest_run, open_run, run_path
 
 
 def test_a_new_run_gets_a_name_of_time_and_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,8 +24,8 @@ def test_a_new_run_gets_a_name_of_time_and_teacher(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []  # finding a name makes nothing
 
 
-def enter(path: Path, config: RunConfig, room: int = 0) -> None:
-    with open_run(path, config, room):
+def enter(path: Path, config: RunConfig) -> None:
+    with open_run(path, config):
         pass
 
 
@@ -65,7 +65,7 @@ def test_the_configuration_can_be_read_back(tmp_path: Path, make_config: Callabl
     again = cli.parse(RunConfig, ["--config", str(tmp_path / "run/config.yaml")], prog="p", description="d")
     assert again == make_config(output_dir=None)  # what ends or places one invocation is not part of the run
     before = (tmp_path / "run/config.yaml").read_bytes()
-    enter(tmp_path / "run", make_config(steps=99))
+    enter(tmp_path / "run", make_config(steps=99, resume=str(tmp_path / "run")))
     assert (tmp_path / "run/config.yaml").read_bytes() == before
     found = json.loads((tmp_path / "run/env.json").read_text())
     assert found["torch"]
@@ -76,7 +76,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from tutelage.training.config import RunConfig
-from tutelage.training.run_directory import changes, open_run
+from tutelage.training.run_directory import changes, check_room, open_run
 with open_run(Path(sys.argv[1]), RunConfig()):
     print("held", flush=True)
     time.sleep(60)
@@ -93,19 +93,38 @@ def test_one_process_holds_a_run_and_the_lock_of_a_dead_one_is_taken_over(tmp_pa
     holder.kill()
     holder.wait()
     assert str(holder.pid) in (run / ".lock").read_text()
-    with open_run(run, RunConfig()):
+    with open_run(run, RunConfig(resume=str(run))):
         assert str(os.getpid()) in (run / ".lock").read_text()
 
 
-def test_too_little_room_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_too_little_room_is_refused_wherever_it_would_be(tmp_path: Path) -> None:
+    check_room(tmp_path / "runs" / "run", 1000)
     with pytest.raises(UserError, match=r"MB free.*will take 1,000,000,000 MB.*--keep_last"):
-        enter(tmp_path / "runs" / "run", RunConfig(), room=10**15)
+        check_room(tmp_path / "runs" / "run", 10**15)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mine").write_text("x")
-    with pytest.raises(UserError, match="MB free"):
-        enter(tmp_path / "run", RunConfig(), room=10**15)
-    assert (tmp_path / "run" / "mine").exists()
+
+
+def test_a_run_that_was_made_there_meanwhile_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    enter(tmp_path / "run", RunConfig())
+    with pytest.raises(UserError, match="another run was made there meanwhile"):
+        enter(tmp_path / "run", RunConfig())
+    enter(tmp_path / "run", RunConfig(resume=str(tmp_path / "run")))
+
+
+def test_a_lock_left_in_an_empty_directory_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on there\n")
+    assert run_path(RunConfig(output_dir=str(tmp_path))) == tmp_path
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    enter(tmp_path / "run", RunConfig())
+    assert "without locks" in caplog.text
 
 
 def test_changes_are_told_with_both_values(tmp_path: Path) -> None:

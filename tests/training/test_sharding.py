@@ -1,6 +1,7 @@
 """Cut up over a group of one process, which is enough to see what is cut; numbers are in tests/test_distributed.py."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from tutelage.losses.config import LossConfig
 from tutelage.losses.objective import Objective
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
+from tutelage.teacher.decoder_teacher import DecoderTeacher
 from tutelage.training.distiller import Distiller
 from tutelage.training.sharding import inference, like, shard, whole
 
@@ -35,7 +37,7 @@ def make() -> Distiller:
 def test_all_of_the_student_and_the_layers_of_the_teacher_are_cut() -> None:
     distiller, decoder = make(), Decoder(SHAPE)
     before = {name: p.detach().clone() for name, p in distiller.named_parameters()}
-    shard(distiller, SimpleNamespace(layers=lambda: decoder.layers))  # type: ignore[arg-type]
+    shard(distiller, DecoderTeacher(decoder, None, None), torch.device("cpu"))  # type: ignore[arg-type]
     assert all(isinstance(p, DTensor) for p in distiller.parameters())
     cut = {name for name, p in decoder.named_parameters() if isinstance(p, DTensor)}
     assert cut == {name for name, _ in decoder.named_parameters() if name.startswith("layers.")}
@@ -45,10 +47,15 @@ def test_all_of_the_student_and_the_layers_of_the_teacher_are_cut() -> None:
 
 
 @pytest.mark.usefixtures("group")
-def test_a_teacher_that_offers_no_layers_stays_whole() -> None:
+def test_a_teacher_that_cannot_spread_stays_whole_and_inference_ends_whatever_happens() -> None:
     distiller = make()
-    shard(distiller, SimpleNamespace())  # type: ignore[arg-type]
+    shard(distiller, SimpleNamespace(), torch.device("cpu"))  # type: ignore[arg-type]
     assert isinstance(distiller.student.head, DTensor)
+    with suppress(ZeroDivisionError), inference(distiller):
+        assert not isinstance(distiller.student.head, DTensor)  # whole, to be used outside of the forward pass
+        raise ZeroDivisionError
+    assert isinstance(distiller.student.head, DTensor)
+    assert distiller.student.training
 
 
 def test_what_is_whole_stays_the_same_tensor() -> None:

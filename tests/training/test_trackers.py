@@ -1,6 +1,7 @@
 """Each tracker, read back with its own reader; and what none of them may write."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -101,6 +102,18 @@ def test_wandb_stays_offline_in_the_runs_directory(tmp_path: Path) -> None:
     assert config["optim.lr"] == 0.01
     [table] = (tmp_path / "run" / "wandb").rglob("*.table.json")
     assert "student said" in table.read_text()
+
+
+@pytest.mark.slow
+def test_two_mlflow_runs_of_one_process_have_a_store_each(tmp_path: Path) -> None:
+    import mlflow
+
+    for name in ("a", "b"):
+        track(tmp_path / name, "mlflow", 1, 1)
+        client = mlflow.MlflowClient((tmp_path / name / "mlflow").as_uri())
+        [experiment] = [e for e in client.search_experiments() if e.name == "tutelage"]
+        assert [run.info.run_name for run in client.search_runs([experiment.experiment_id])] == [name]
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 @pytest.mark.slow

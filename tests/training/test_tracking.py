@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch.utils.tensorboard  # noqa: F401  # its first import takes longer than a test's patience
 
 from tutelage.training import tracking
 from tutelage.training.trackers import TRACKERS
@@ -201,3 +202,15 @@ def test_one_that_falls_behind_is_dropped_at_once(
     assert len(rows(tmp_path)) == 200
     assert [name for name, _ in made.seen] == ["start", "describe", "log"]
     never.set()
+
+
+def test_a_password_in_an_address_is_not_repeated(
+    tmp_path: Path, fake: MakeFake, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError("no answer from https://me:hidden@tracker.example/api")
+
+    fake("start", fail)
+    written(tmp_path)
+    assert "https://…@tracker.example/api" in caplog.text
+    assert "hidden" not in caplog.text

@@ -21,6 +21,17 @@ from tutelage.training.config import OptimConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 600
+HF_SHAPE: dict[str, Any] = {
+    "vocab_size": 600,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +72,28 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory, teacher_decoder: Decod
     folder = tmp_path_factory.mktemp("teacher")
     save_student(teacher_decoder, tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def save_model(tokenizer: Tokenizer) -> Callable[..., Path]:
+    """Writes a transformers model and the small tokenizer as a checkpoint directory."""
+
+    def save(model: Any, folder: Path) -> Path:
+        for parameter in model.parameters():  # the default's logits are nearly flat, and biases and norms are trivial
+            torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.1)
+        model.bfloat16().save_pretrained(folder)
+        tokenizer.save(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory, save_model: Callable[..., Path]) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return save_model(LlamaForCausalLM(LlamaConfig(**HF_SHAPE, rope_theta=5e4)), tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")

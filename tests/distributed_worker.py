@@ -39,6 +39,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulated": {"accumulate": 2},
     "fsdp": {"fsdp": True, "accumulate": 2},
+    "fsdp-huggingface": {"fsdp": True, "teacher": "huggingface"},
     "half": {"fsdp": True, "accumulate": 2, "stop_after": 3},
     "poisoned": {},
     "dying": {},
@@ -49,6 +50,7 @@ FORWARD = {"poisoned": poisoned, "dying": dying}
 
 def main(config: RunConfig, out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
+    os.chdir(out)
     for name in names:
         Distiller.forward = FORWARD.get(name, forward)  # type: ignore[method-assign]
         seen: dict[str, Any] = {}

@@ -65,9 +65,10 @@ def run_worker(
 
 
 def test_two_processes_do_what_one_does(
-    run_worker: Callable[..., subprocess.CompletedProcess[str]], make_config: Make, tmp_path: Path
+    run_worker: Callable[..., subprocess.CompletedProcess[str]], make_config: Make, tmp_path: Path, llama_dir: Path
 ) -> None:
-    names = ["plain", "accumulated", "fsdp", "half", "poisoned", "greedy"]
+    (tmp_path / "huggingface").symlink_to(llama_dir)
+    names = ["plain", "accumulated", "fsdp", "fsdp-huggingface", "half", "poisoned", "greedy"]
     done = run_worker(*names)
     assert done.returncode == 0, done.stderr
     alone = distill(make_config(**FIELDS, output_dir=str(tmp_path / "alone")))
@@ -78,7 +79,9 @@ def test_two_processes_do_what_one_does(
         assert both[0]["metrics"]["eval/loss"] == both[1]["metrics"]["eval/loss"]
         assert [row["step"] for row in rows(tmp_path / name)] == [1, 2, 3, 4, 5, 6]
         assert fault(steps(tmp_path / name)[0]) is None
-    assert done.stdout.count("teaches a student") == 5
+    assert done.stdout.count("teaches a student") == 6
+    other = distill(make_config(**FIELDS, teacher=str(llama_dir), output_dir=str(tmp_path / "other")))
+    assert_same_run(other.path, tmp_path / "fsdp-huggingface")
 
     # a loss of NaN and then a gradient of Inf in one process: both skip the step, and stay together
     found = rows(tmp_path / "poisoned")

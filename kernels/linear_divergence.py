@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.kernels.divergences import KINDS, Rows
 from tutelage.kernels.reference import IGNORE
-
-KINDS = ("forward_kl",)
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class LinearDivergence:
 class _Plan:
     """What is the same for every row."""
 
+    kind: str
+    mix: float
     temperature: float
     kd_weight: float
     ce_weight: float
@@ -52,6 +53,7 @@ def linear_divergence(
     targets: Tensor,
     *,
     kind: str = "forward_kl",
+    mix: float | None = None,
     temperature: float = 1.0,
     kd_weight: float = 1.0,
     ce_weight: float = 0.0,
@@ -63,17 +65,20 @@ def linear_divergence(
     chunk_size: int = 2048,
     slice_rows: int = 8,
 ) -> LinearDivergence:
-    """`total = kd_weight·τ²·KL(teacher‖student) + ce_weight·CE`, and its parts, in nats summed over rows.
+    """`total = kd_weight·τ²·D(teacher, student) + ce_weight·CE`, and its parts, in nats summed over rows.
 
-    `hidden (N, D)`, `head (≥V, D)`, `t_hidden (N, E)`, `t_head (≥V, E)`, `targets (N,)`. Rows whose target is
-    IGNORE count for nothing. Head rows from `vocab_size` on are padding: never scored, gradient zero.
+    `hidden (N, D)`, `head (≥V, D)`, `t_hidden (N, E)`, `t_head (≥V, E)`, `targets (N,)`. `kind` names D of
+    `kernels/divergences.py`, KL(teacher‖student) for forward_kl, and `mix` its λ or β. Rows whose target is IGNORE
+    count for nothing. Head rows from `vocab_size` on are padding: never scored, gradient zero.
     The teacher's logits are `cap(t_scale·(t_hidden @ t_head.T + t_bias))`; without a teacher (None) the divergence
     is 0. Matmuls run in `compute_dtype` (default: the autocast dtype, else that of `hidden`), statistics in fp32
     (fp64 for fp64). Raises ValueError, naming shapes, before any work. arXiv:1503.02531.
     """
     vocab_size = head.shape[0] if vocab_size is None else vocab_size
-    _check(hidden, head, t_hidden, t_head, targets, kind, temperature, vocab_size, t_bias)
+    _check(hidden, head, t_hidden, t_head, targets, kind, mix, temperature, vocab_size, t_bias)
     plan = _Plan(
+        kind=kind,
+        mix=KINDS[kind].mix if mix is None else float(mix),
         temperature=float(temperature),
         kd_weight=float(kd_weight),
         ce_weight=float(ce_weight),
@@ -152,8 +157,11 @@ def _sweep(
         if t_hidden is not None and t_weight is not None and t_logits is not None:
             t = torch.mm(t_hidden[picked].to(dtype), t_weight.t(), out=t_logits[: len(picked)])
             t = _shape_teacher(t, t_bias, plan)
-        kl, ce = _rows(s, t, targets[picked], plan, stat)
-        divergence += kl
+        if t is None or plan.kind == "forward_kl":
+            value, ce = _rows(s, t, targets[picked], plan, stat)
+        else:
+            value, ce = _rows_of_any_kind(s, t, targets[picked], plan, stat)
+        divergence += value
         cross_entropy += ce
         if d_hidden is not None:  # s now holds the gradient
             d_hidden[picked] = torch.mm(s, weight).to(hidden.dtype)
@@ -209,6 +217,28 @@ def _rows(s: Tensor, t: Tensor | None, targets: Tensor, plan: _Plan, stat: torch
     return divergence, cross_entropy
 
 
+def _rows_of_any_kind(s: Tensor, t: Tensor, targets: Tensor, plan: _Plan, stat: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `_rows`, for any divergence of `KINDS`; plainly, so with more passes."""
+    V, tau = plan.vocab_size, plan.temperature
+    divergence = torch.zeros((), dtype=stat, device=s.device)
+    cross_entropy = torch.zeros_like(divergence)
+    for start in range(0, len(s), plan.slice_rows):
+        out = s[start : start + plan.slice_rows, :V]  # (R, V)
+        target = targets[start : start + len(out), None]  # (R, 1)
+        z = out.to(stat)
+        log_p, log_q = (torch.log_softmax(x / tau, -1) for x in (t[start : start + len(out)].to(stat), z))
+        log_q1 = log_q if tau == 1 else torch.log_softmax(z, -1)
+        value, slope = KINDS[plan.kind].of(Rows(log_p, log_q, log_p.exp(), log_q.exp()), plan.mix)
+        divergence += value.sum()
+        cross_entropy -= log_q1.gather(1, target).sum()
+        if plan.with_grad:
+            grad = slope.mul_(plan.kd_weight * tau).add_(log_q1.exp(), alpha=plan.ce_weight)
+            out.copy_(grad.scatter_add_(1, target, grad.new_full(target.shape, -plan.ce_weight)))
+    if plan.with_grad:
+        s[:, V:] = 0
+    return divergence, cross_entropy
+
+
 def _centre(z: Tensor) -> Tensor:
     """Shifts each row of `z (R, V)`, in place, so that its largest entry is 0 and nothing cancels later."""
     return z.sub_(z.amax(-1, keepdim=True))
@@ -255,6 +285,7 @@ def _check(
     t_head: Tensor | None,
     targets: Tensor,
     kind: str,
+    mix: float | None,
     temperature: float,
     vocab_size: int,
     t_bias: Tensor | None,
@@ -264,6 +295,8 @@ def _check(
     seen = ", ".join(f"{name} {tuple(value.shape)}" for name, value in shapes.items() if value is not None)
     if kind not in KINDS:
         raise ValueError(f"unknown divergence '{kind}': choose one of {', '.join(KINDS)}")
+    if mix is not None and not 0 <= mix <= 1:
+        raise ValueError(f"mix must lie from 0 to 1, got {mix}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:

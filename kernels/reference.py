@@ -27,6 +27,32 @@ def forward_kl(student_logits: Tensor, logits_of_teacher: Tensor, temperature: f
     return torch.where(log_p == -torch.inf, 0, log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+def divergence(
+    kind: str, student_logits: Tensor, logits_of_teacher: Tensor, temperature: float = 1.0, mix: float = 0.0
+) -> Tensor:
+    """The divergence of this name per row, in nats, by its definition; logits `(N, V)` → `(N,)`.
+
+    `mix` is β of `jsd` and λ of `skew_forward_kl`, `skew_reverse_kl` and `taid`; sources in `divergences.py`.
+    """
+    s, t = student_logits / temperature, logits_of_teacher / temperature
+    p, q = t.softmax(-1), s.softmax(-1)
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(a > 0, a * (a.log() - b.log()), 0).sum(-1)
+
+    if kind == "taid":
+        return kl(((1 - mix) * s.detach() + mix * t).softmax(-1), q)
+    m, n = mix * p + (1 - mix) * q, (1 - mix) * p + mix * q
+    return {
+        "forward_kl": lambda: kl(p, q),
+        "reverse_kl": lambda: kl(q, p),
+        "jsd": lambda: mix * kl(p, m) + (1 - mix) * kl(q, m),
+        "skew_forward_kl": lambda: kl(p, m),
+        "skew_reverse_kl": lambda: kl(q, n),
+        "tvd": lambda: 0.5 * (p - q).abs().sum(-1),
+    }[kind]()
+
+
 def linear_divergence(
     hidden: Tensor,
     head: Tensor,

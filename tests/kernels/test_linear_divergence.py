@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tutelage.kernels import reference
+from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.linear_divergence import linear_divergence
 from tutelage.kernels.reference import IGNORE
 
@@ -50,7 +51,10 @@ def make(N=37, V=101, D=19, E=13, seed=0, ignored=0.25, dtype=torch.float64):
     return Case(normal(N, D), normal(V, D, scale=D**-0.5), normal(N, E), normal(V, E, scale=2 * E**-0.5), targets)
 
 
-def specified(case, *, temperature=1.0, kd_weight=1.0, ce_weight=0.0, vocab_size=None, bias=None, scale=1.0, cap=None):
+def specified(
+    case, *, kind="forward_kl", mix=None, temperature=1.0, kd_weight=1.0, ce_weight=0.0, vocab_size=None, bias=None,
+    scale=1.0, cap=None,
+):  # fmt: skip
     """(total, divergence, cross-entropy) in the inputs' dtype, from whole logits."""
     keep = case.targets != IGNORE
     logits = (case.hidden[keep] @ case.head.T)[:, :vocab_size]
@@ -58,7 +62,8 @@ def specified(case, *, temperature=1.0, kd_weight=1.0, ce_weight=0.0, vocab_size
     divergence = logits.new_zeros(())
     if case.t_hidden is not None:
         teacher = reference.teacher_logits(case.t_hidden[keep], case.t_head[:vocab_size], bias, scale, cap)
-        divergence = reference.forward_kl(logits, teacher, temperature).sum()
+        mix = KINDS[kind].mix if mix is None else mix
+        divergence = reference.divergence(kind, logits, teacher, temperature, mix).sum()
     return kd_weight * temperature**2 * divergence + ce_weight * cross_entropy, divergence, cross_entropy
 
 

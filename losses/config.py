@@ -1,16 +1,21 @@
 """The objective's settings."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """`ce_weight·CE + kd_weight·τ²·KL(teacher‖student)`; the α of the field is ce_weight = α, kd_weight = 1 − α."""
+    """`ce_weight·CE + kd_weight·τ²·D(teacher, student)`; the α of the field is ce_weight = α, kd_weight = 1 − α."""
 
     terms: str = "divergence"
     """Losses to add up, separated by commas."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"] = "forward_kl"
+    """D: KL(teacher‖student), KL(student‖teacher), Jensen–Shannon, the skewed ones, or total variation."""
+    mix: ClosedUnitInterval | None = None
+    """The teacher's share β of jsd (default 0.5), or the λ of the skewed divergences (default 0.1)."""
     ce_weight: NonNegativeFloat = 0.2
     """Weight of the cross-entropy with the text."""
     kd_weight: NonNegativeFloat = 0.8

@@ -14,7 +14,7 @@ from tutelage.teacher.signal import TeacherSignal
 
 
 class Divergence(nn.Module):
-    """`ce_weight·CE + kd_weight·τ²·KL(teacher‖student)` in nats, summed over targets. arXiv:1503.02531."""
+    """`ce_weight·CE + kd_weight·τ²·D(teacher, student)` in nats, summed over targets. arXiv:1503.02531."""
 
     def __init__(self, config: LossConfig, vocab_size: int) -> None:
         super().__init__()
@@ -41,6 +41,8 @@ class Divergence(nn.Module):
             None if signal is None else signal.hidden.flatten(0, 1),  # (N, E)
             None if signal is None else signal.head,
             batch.targets.flatten(),
+            kind=config.divergence,
+            mix=config.mix,
             temperature=config.temperature,
             kd_weight=config.kd_weight,
             ce_weight=config.ce_weight,
@@ -49,4 +51,5 @@ class Divergence(nn.Module):
             t_scale=1.0 if signal is None else signal.scale,
             t_cap=None if signal is None else signal.cap,
         )
-        return LossTerm(loss.total, {"ce": loss.cross_entropy, "kl": loss.divergence})
+        name = "kl" if config.divergence == "forward_kl" else config.divergence
+        return LossTerm(loss.total, {"ce": loss.cross_entropy, name: loss.divergence})

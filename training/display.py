@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-LINE = "loss {train/loss:.3f}  ce {train/ce:.3f}  kl {train/kl:.3f}  {perf/tokens_per_s:,.0f} tokens/s"
+NOT_LOSSES = ("train/grad_norm", "train/perplexity", "train/lr")
 
 
 class Display:
@@ -49,9 +49,9 @@ class Display:
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """The newest row of metrics."""
-        values = {key: metrics.get(key, float("nan")) for key in ("train/loss", "train/ce", "train/kl")}
-        rate = metrics["perf/tokens_per_s"]
-        line = LINE.format_map({**values, "perf/tokens_per_s": rate})
+        losses = [key for key in metrics if key.startswith("train/") and key not in NOT_LOSSES]
+        line = "  ".join(f"{key.removeprefix('train/')} {metrics[key]:.3f}" for key in losses)
+        line += f"  {metrics['perf/tokens_per_s']:,.0f} tokens/s"
         self.bar.update(self.task, completed=step, line=line)
         if self.bar.disable:
             left = (self.steps - step) * metrics["perf/seconds_per_step"]

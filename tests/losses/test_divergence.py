@@ -1,10 +1,14 @@
 """The fused loss against torch's own functions."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tutelage.data.batch import Batch
+from tutelage.kernels.divergences import KINDS
+from tutelage.kernels.reference import divergence, teacher_logits
 from tutelage.losses.config import LossConfig
 from tutelage.losses.divergence import Divergence
 from tutelage.losses.term import Progress
@@ -88,3 +92,20 @@ def test_it_needs_the_full_distribution_and_counts_targets(batch: Batch) -> None
     assert loss.needs == {"full"}
     assert int(loss.count(batch)) == int((batch.targets >= 0).sum())
     assert 0 < int(loss.count(batch)) < batch.targets.numel()
+
+
+@pytest.mark.parametrize("mix", [None, 0.3])
+@pytest.mark.parametrize("kind", ["reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"])
+def test_every_divergence_is_the_defined_one_and_logged_under_its_name(
+    kind: Any, mix: float | None, output: StudentOutput, head: torch.Tensor, signal: FullSignal, batch: Batch
+) -> None:
+    config = LossConfig(divergence=kind, mix=mix, ce_weight=0, kd_weight=1)
+    term = Divergence(config, V)(output, head, signal, batch, START)
+    keep = batch.targets != -100
+    logits = (output.hidden @ head[:V].T)[keep]
+    teacher = teacher_logits(signal.hidden[keep], signal.head[:V], signal.bias, signal.scale, signal.cap)
+    defined = divergence(kind, logits, teacher, mix=KINDS[kind].mix if mix is None else mix).sum()
+    torch.testing.assert_close(term.logs[kind].double(), defined, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(term.total.double(), defined, rtol=1e-4, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(value, head)[0] for value in (term.total, defined))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

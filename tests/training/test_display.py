@@ -43,10 +43,13 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "step 4/10  loss" not in shown  # no plain line besides
 
 
-def test_a_row_without_a_divergence_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_whatever_losses_there_are_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    rest = {"train/grad_norm": 9.0, "train/lr": 9.0, "train/perplexity": 9.0}
     with Display(10, 0) as display:
-        display.show(1, {"train/loss": 1.0, "perf/tokens_per_s": 1.0, "perf/seconds_per_step": 1.0})
-    assert "kl nan" in capsys.readouterr().out
+        display.show(
+            1, {"train/loss": 1.0, "train/tvd": 0.25, **rest, "perf/tokens_per_s": 1.0, "perf/seconds_per_step": 1.0}
+        )
+    assert capsys.readouterr().out.startswith("step 1/10  loss 1.000  tvd 0.250  1 tokens/s")
 
 
 def test_the_summary_names_the_run_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

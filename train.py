@@ -21,8 +21,12 @@ from tutelage.training.config import RunConfig
 
 if TYPE_CHECKING:  # torch comes after the flags are checked, so that --help and typing errors are quick
     from tutelage.teacher.signal import Teacher
-    from tutelage.training.checkpoint import TrainingState
+    from tutelage.training.checkpoint import Saver, TrainingState
+    from tutelage.training.display import Display
+    from tutelage.training.interrupt import Interrupt
     from tutelage.training.parts import Parts
+    from tutelage.training.processes import Mute
+    from tutelage.training.tracking import Tracker
 
 log = logging.getLogger("tutelage.train")
 
@@ -74,35 +78,50 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
         if not config.resume:
             hold()  # now that nothing about the input is wrong
 
-        last = min(parts.steps, config.stop_after or parts.steps)
-        metrics: dict[str, float] = {}
         settings = leaves(asdict(config)) | leaves(environment(), "env.")
         tracker = enter(Tracker(path, trackers, state.step, settings)) if processes.first else Mute()
         display = enter(Display(parts.steps, state.step)) if processes.first else Mute()
         interrupt = enter(Interrupt())
-        saver = Saver(parts, state, path, config.keep_last)
-        meter = Meter(state)
-        leave = False
         display.say(_headline(parts, config))
         for line in changes(path, config) if processes.first else []:
             display.say(line)
-        while state.step < last and not leave:
-            row = train_step(parts, config, state)
-            leave = processes.anywhere(bool(interrupt.requested))
-            scored = state.step == parts.steps or state.step % config.eval_every == 0
-            if scored:
-                row |= score(parts, config)
-                tracker.log_samples(state.step, samples(parts, prompts))
-            if scored or state.step == last or state.step % config.log_every == 0:
-                metrics = row | meter.read(state)
-                tracker.log(state.step, metrics)
-                display.show(state.step, metrics)
-            if state.step % config.checkpoint_every == 0 or state.step == last or leave:
-                saver.save()
+        saver = Saver(parts, state, path, config.keep_last)
+        metrics = loop(parts, config, state, prompts, saver, tracker, display, interrupt)
         processes.agree(saver.check)  # and nobody leaves before the last step is on disk
-        if leave:
+        if processes.anywhere(bool(interrupt.requested)):
             display.say(f"{interrupt.requested or 'interrupted'}: saved step {state.step}; go on with --resume {path}")
     return Run(path, state.step, metrics)
+
+
+def loop(
+    parts: "Parts",
+    config: RunConfig,
+    state: "TrainingState",
+    prompts: Sequence[str],
+    saver: "Saver",
+    tracker: "Tracker | Mute",
+    display: "Display | Mute",
+    interrupt: "Interrupt",
+) -> dict[str, float]:
+    """Trains from `state` to the last step, or to where someone interrupts; returns the last row of metrics."""
+    last = min(parts.steps, config.stop_after or parts.steps)
+    metrics: dict[str, float] = {}
+    meter = Meter(state)
+    leave = False
+    while state.step < last and not leave:
+        row = train_step(parts, config, state)
+        leave = parts.processes.anywhere(bool(interrupt.requested))
+        scored = state.step == parts.steps or state.step % config.eval_every == 0
+        if scored:
+            row |= score(parts, config)
+            tracker.log_samples(state.step, samples(parts, prompts))
+        if scored or state.step == last or state.step % config.log_every == 0:
+            metrics = row | meter.read(state)
+            tracker.log(state.step, metrics)
+            display.show(state.step, metrics)
+        if state.step % config.checkpoint_every == 0 or state.step == last or leave:
+            saver.save()
+    return metrics
 
 
 def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dict[str, float]:

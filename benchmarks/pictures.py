@@ -115,7 +115,9 @@ def main(argv: list[str]) -> int:
         for frame in frames(command, options.steps):
             console.print(Text.from_ansi(frame.strip("\n")))
             console.rule(style="dim")
-        console.save_svg(str(out / "terminal.svg"), title="python train.py")
+        svg = console.export_svg(title="python train.py")
+        # its fonts would come from other people's servers: the reader's own monospace will do
+        (out / "terminal.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))
     with tensorboard(run) as url, browser() as page:
         scalars(page, url, TAGS)
         page.screenshot(path=out / "tensorboard-scalars.png")

@@ -67,7 +67,7 @@ class MLflow(MLflowTracker):  # type: ignore[misc]
         if "MLFLOW_TRACKING_URI" not in os.environ:
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
             mlflow.set_tracking_uri((self.directory / "mlflow").absolute().as_uri())
-            del os.environ["MLFLOW_TRACKING_URI"]  # mlflow sets it, and another run of this process has its own
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # mlflow may set it; another run of this process has its own
         super().start()
         self.known.write_text(self.active_run.info.run_id)
 

@@ -18,9 +18,10 @@ from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import load_student
 from tutelage.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from tutelage.training.config import OptimConfig
+from tutelage.training.config import OptimConfig, RunConfig
 from tutelage.training.distiller import Distiller
 from tutelage.training.optim import make_optimizer
+from tutelage.training.processes import Processes
 
 SHAPE = StudentConfig(vocab_size=600, n_layers=1, n_heads=2, n_kv_heads=1, d_model=16, d_ff=32)
 ORIGIN: dict[str, Any] = {"seed": 0, "student": {"n_layers": 1}, "tokenizer": "abc", "pair": (1, 2)}
@@ -43,13 +44,12 @@ def flat(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], torch.Tensor
 
 def parts(distiller: Distiller, optimizer: torch.optim.AdamW, tokenizer: Any = None, origin: Any = ORIGIN) -> Any:
     """As much of a run's parts as a checkpoint looks at."""
-    processes = SimpleNamespace(first=True, rank=0, size=1, gather=lambda value: [value])
     return SimpleNamespace(
         distiller=distiller,
         student=distiller.student,
         optimizer=optimizer,
         teacher=SimpleNamespace(tokenizer=tokenizer),
-        processes=processes,
+        processes=Processes(RunConfig(device="cpu")),
         origin=origin,
     )
 

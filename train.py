@@ -156,12 +156,8 @@ def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dic
         parts.optimizer.step()
     else:
         state.skipped += 1
-        log.warning(
-            "step %d skipped: loss %s, gradient norm %s",
-            state.step,
-            row["train/loss"],
-            row["train/grad_norm"],
-        )
+        loss, norm = row["train/loss"], row["train/grad_norm"]
+        log.warning("step %d skipped: loss %s, gradient norm %s", state.step, loss, norm)
         if state.skipped > config.max_skipped:
             rows = ", ".join(f"{key & 2**64 - 1:016x}" for key in batch.keys.tolist())
             raise UserError(

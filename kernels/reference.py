@@ -44,7 +44,7 @@ def divergence(
         return kl(((1 - mix) * s.detach() + mix * t).softmax(-1), q)
     m, n = mix * p + (1 - mix) * q, (1 - mix) * p + mix * q
     return {
-        "forward_kl": lambda: kl(p, q),
+        "forward_kl": lambda: forward_kl(student_logits, logits_of_teacher, temperature),
         "reverse_kl": lambda: kl(q, p),
         "jsd": lambda: mix * kl(p, m) + (1 - mix) * kl(q, m),
         "skew_forward_kl": lambda: kl(p, m),

@@ -203,7 +203,7 @@ def _headline(parts: "Parts", config: RunConfig) -> str:
     shape, spec = parts.student.config, parts.teacher.spec
     rows = f"{parts.steps:,} steps of {config.batch_size} × {config.packing.seq_len} tokens"
     student = f"{shape.n_layers} layers, {shape.n_parameters / 1e6:.1f}M parameters, init {config.student.init}"
-    return f"{spec.name} ({spec.n_parameters / 1e6:.1f}M) teaches a student of {student}: {rows}"
+    return f"{spec.name} ({spec.n_parameters / 1e6:.1f}M) teaches a student of {student}: {rows}, {parts.impl} kernels"
 
 
 class Meter:

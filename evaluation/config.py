@@ -47,5 +47,7 @@ class EvaluateConfig:
     """Seed of the sampled completions."""
     device: str = "cpu"
     """Where to run the models."""
+    impl: Literal["auto", "triton", "eager", "compile"] = "auto"
+    """Kernels, see train.py --help."""
     output_dir: str | None = None
     """Where results.json and completions go (default: eval/ in the run)."""

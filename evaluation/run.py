@@ -35,7 +35,9 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
     from tutelage.evaluation.candidate import load_candidate
     from tutelage.evaluation.measures import MEASURES, Bench
     from tutelage.evaluation.report import Measured, write_results
+    from tutelage.kernels.dispatch import use
 
+    use(config.impl, config.device)
     bench = Bench(config, recorded_config(run), Path(config.output_dir or (run or Path("runs")) / "eval"))
     models: dict[str, Measured] = {}
     for name in names:

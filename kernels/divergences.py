@@ -1,8 +1,10 @@
-"""Each divergence's value and derivative by the student's logits, row by row, from the two distributions.
+"""Each divergence D between a teacher p and a student q, term by term, with its derivatives by both.
 
-The general rule is g = Q·(f − ΣQf) with f = ∂D/∂Q. `mix` is the λ or β of those that compare with a mixture.
+With f = ∂D/∂q, the derivative by the student's logits is q·f − q·Σ(q·f); likewise for the teacher's. So a kind is a
+function to three terms whose sums over the vocabulary are all that anybody needs: the value, q·∂D/∂q and p·∂D/∂p.
+`mix` is the λ or β of those that compare with a mixture.
 
-Shapes: R rows, V vocabulary.
+Shapes: R rows, V vocabulary (or the buckets of a sparse teacher).
 """
 
 from collections.abc import Callable
@@ -12,77 +14,62 @@ import torch
 from torch import Tensor
 
 
-class Rows(NamedTuple):
-    """Log-probabilities `(R, V)` of teacher (p) and student (q), and their exponentials."""
+class Terms(NamedTuple):
+    """Per token `(R, V)`: the value's term in nats, q·∂D/∂q and p·∂D/∂p (constants of a derivative may be missing)."""
 
-    log_p: Tensor
-    log_q: Tensor
-    p: Tensor
-    q: Tensor
-
-
-Found = tuple[Tensor, Tensor]
-"""(value `(R, 1)` in nats, derivative by the student's logits `(R, V)`)."""
+    value: Tensor
+    by_q: Tensor
+    by_p: Tensor
 
 
-def forward_kl(rows: Rows, mix: float) -> Found:
+Function = Callable[[Tensor, Tensor, Tensor | float], Terms]
+"""From log p, log q `(R, V)` and mix."""
+
+
+def forward_kl(log_p: Tensor, log_q: Tensor, mix: Tensor | float) -> Terms:
     """Σ p ln(p/q). arXiv:1503.02531."""
-    log_p, log_q, p, q = rows
-    return _total(p * (log_p - log_q)), q - p
+    p = log_p.exp()
+    gap = p * (log_p - log_q)
+    return Terms(gap, -p, gap)
 
 
-def reverse_kl(rows: Rows, mix: float) -> Found:
+def reverse_kl(log_p: Tensor, log_q: Tensor, mix: Tensor | float) -> Terms:
     """Σ q ln(q/p). arXiv:2306.08543."""
-    log_p, log_q, _, q = rows
-    gap = log_q - log_p
-    value = _total(q * gap)
-    return value, q * (gap - value)
+    return _mirrored(forward_kl(log_q, log_p, mix))
 
 
-def jsd(rows: Rows, mix: float) -> Found:
+def jsd(log_p: Tensor, log_q: Tensor, mix: Tensor | float) -> Terms:
     """β KL(p‖m) + (1−β) KL(q‖m) with m = βp + (1−β)q. arXiv:2306.13649."""
-    log_p, log_q, p, q = rows
+    p, q = log_p.exp(), log_q.exp()
     log_m = _log(mix * p + (1 - mix) * q)
-    own = log_q - log_m
-    mean = _total(q * own)
-    return mix * _total(p * (log_p - log_m)) + (1 - mix) * mean, (1 - mix) * q * (own - mean)
+    of_p, of_q = mix * p * (log_p - log_m), (1 - mix) * q * (log_q - log_m)
+    return Terms(of_p + of_q, of_q, of_p)
 
 
-def skew_forward_kl(rows: Rows, mix: float) -> Found:
+def skew_forward_kl(log_p: Tensor, log_q: Tensor, mix: Tensor | float) -> Terms:
     """KL(p‖m) with m = λp + (1−λ)q. arXiv:2402.03898."""
-    log_p, _, p, q = rows
+    p, q = log_p.exp(), log_q.exp()
     m = mix * p + (1 - mix) * q
-    ratio = p / m.clamp(min=_tiny(m))
-    return _total(p * (log_p - _log(m))), (1 - mix) * q * (_total(q * ratio) - ratio)
+    gap, share = p * (log_p - _log(m)), p / m.clamp(min=_tiny(m))
+    return Terms(gap, -(1 - mix) * q * share, gap - mix * p * share)
 
 
-def skew_reverse_kl(rows: Rows, mix: float) -> Found:
+def skew_reverse_kl(log_p: Tensor, log_q: Tensor, mix: Tensor | float) -> Terms:
     """KL(q‖m) with m = (1−λ)p + λq. arXiv:2402.03898."""
-    _, log_q, p, q = rows
-    m = (1 - mix) * p + mix * q
-    gap = log_q - _log(m)
-    slope = gap - mix * q / m.clamp(min=_tiny(m))
-    return _total(q * gap), q * (slope - _total(q * slope))
+    return _mirrored(skew_forward_kl(log_q, log_p, mix))
 
 
-def tvd(rows: Rows, mix: float) -> Found:
+def tvd(log_p: Tensor, log_q: Tensor, mix: Tensor | float) -> Terms:
     """½ Σ|p − q|, which is one minus the acceptance rate of speculative decoding."""
-    gap = rows.q - rows.p
-    sign = gap.sign()
-    return 0.5 * _total(gap.abs()), 0.5 * rows.q * (sign - _total(rows.q * sign))
-
-
-def taid(rows: Rows, mix: float) -> Found:
-    """KL(u‖q) with u = softmax((1−λ)·student + λ·teacher), u without gradient. arXiv:2501.16937."""
-    log_u = torch.log_softmax((1 - mix) * rows.log_q + mix * rows.log_p, -1)
-    u = log_u.exp()
-    return _total(u * (log_u - rows.log_q)), rows.q - u
+    p, q = log_p.exp(), log_q.exp()
+    sign = (q - p).sign()
+    return Terms(0.5 * (q - p).abs(), 0.5 * q * sign, -0.5 * p * sign)
 
 
 class Kind(NamedTuple):
     """A divergence and what `mix` is where nobody says."""
 
-    of: Callable[[Rows, float], Found]
+    terms: Function
     mix: float = 0.0
 
 
@@ -93,12 +80,37 @@ KINDS = {
     "skew_forward_kl": Kind(skew_forward_kl, 0.1),
     "skew_reverse_kl": Kind(skew_reverse_kl, 0.1),
     "tvd": Kind(tvd),
-    "taid": Kind(taid, 0.4),
+    "taid": Kind(forward_kl, 0.4),  # of the interpolated teacher, see `between`
 }
 
 
-def _total(x: Tensor) -> Tensor:
-    return x.sum(-1, keepdim=True)
+class Slopes(NamedTuple):
+    """Value `(R, 1)` in nats, and its derivatives by the student's and the teacher's log-probabilities `(R, V)`."""
+
+    value: Tensor
+    by_student: Tensor
+    by_teacher: Tensor
+
+
+def between(kind: str, log_p: Tensor, log_q: Tensor, mix: Tensor | float) -> Slopes:
+    """The divergence of this name from log p to log q `(R, V)`.
+
+    `taid` is KL(u‖q) with u = softmax((1−λ)·student + λ·teacher), the student in u without gradient. arXiv:2501.16937.
+    """
+    if kind == "taid":
+        log_p = torch.log_softmax((1 - mix) * log_q + mix * log_p, -1)
+    value, by_q, by_p = KINDS[kind].terms(log_p, log_q, mix)
+    by_teacher = by_p - log_p.exp() * by_p.sum(-1, keepdim=True)
+    return Slopes(
+        value.sum(-1, keepdim=True),
+        by_q - log_q.exp() * by_q.sum(-1, keepdim=True),
+        mix * by_teacher if kind == "taid" else by_teacher,
+    )
+
+
+def _mirrored(terms: Terms) -> Terms:
+    """D(p, q) from the terms of D(q, p)."""
+    return Terms(terms.value, terms.by_p, terms.by_q)
 
 
 def _log(m: Tensor) -> Tensor:

@@ -1,25 +1,45 @@
 """Head matmul + softmax + divergence, without ever holding the logits of the whole batch.
 
-Large chunks feed the matmuls, small slices the row work: a chunk's logits live in two preallocated buffers in
-the compute dtype, and the softmax arithmetic sweeps a few rows at a time in fp32, so that it stays in cache.
-The gradient is made in the forward pass, from the same logits that gave the value, and written over them.
+Large chunks feed the matmuls, and row work sweeps a chunk's logits where they lie (`rows.py` on CPUs, `triton_rows.py`
+on GPUs): two preallocated buffers in the compute dtype, statistics in fp32. The gradient is made in the forward pass,
+from the same logits that gave the value, and written over them.
 
-Shapes: N tokens, C tokens of a chunk, R rows of a slice, V vocabulary, D student width, E teacher width.
+Shapes: N tokens, C tokens of a chunk, V vocabulary, D student width, E teacher width, k tokens of a sparse teacher.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tutelage.kernels.divergences import KINDS, Rows
+from tutelage.kernels import checks, rows
+from tutelage.kernels.dispatch import Impl, pick
+from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.reference import IGNORE
+from tutelage.kernels.rows import ChunkTeacher, Knobs, TopK, Work
+
+CHUNK = {"cpu": 2048, "cuda": 1024}
+"""Tokens whose logits are held at a time, where nobody says."""
+
+
+class DenseTeacher(NamedTuple):
+    """Logits `cap·tanh(x / cap)` of `x = scale·(hidden @ head.T + bias)`.
+
+    `hidden (N, E)`, `head (≥V, E)`, `bias (≥V,)`.
+    """
+
+    hidden: Tensor
+    head: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
 
 
 @dataclass(frozen=True)
-class LinearDivergence:
-    """Sums over the rows that count, 0-dim fp32; only `total` carries a gradient."""
+class LossSums:
+    """Sums over the rows that count, in nats, 0-dim fp32 (fp64 for fp64); only `total` carries a gradient."""
 
     total: Tensor
     divergence: Tensor
@@ -27,231 +47,234 @@ class LinearDivergence:
     count: Tensor
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is the same for every row."""
-
-    kind: str
-    mix: float
-    temperature: float
-    kd_weight: float
-    ce_weight: float
-    t_scale: float
-    t_cap: float | None
-    vocab_size: int
-    compute_dtype: torch.dtype
-    chunk_size: int
-    slice_rows: int
-    with_grad: bool
-
-
 def linear_divergence(
     hidden: Tensor,
     head: Tensor,
-    t_hidden: Tensor | None,
-    t_head: Tensor | None,
+    teacher: DenseTeacher | TopK | None,
     targets: Tensor,
     *,
     kind: str = "forward_kl",
-    mix: float | None = None,
-    temperature: float = 1.0,
-    kd_weight: float = 1.0,
-    ce_weight: float = 0.0,
-    t_bias: Tensor | None = None,
-    t_scale: float = 1.0,
-    t_cap: float | None = None,
+    mix: Tensor | float | None = None,
+    temperature: Tensor | float = 1.0,
+    kd_weight: Tensor | float = 1.0,
+    ce_weight: Tensor | float = 0.0,
     vocab_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
-    chunk_size: int = 2048,
-    slice_rows: int = 8,
-) -> LinearDivergence:
+    chunk_size: int | None = None,
+    count: int | None = None,
+    check_values: bool | None = None,
+    impl: Impl = "auto",
+) -> LossSums:
     """`total = kd_weight·τ²·D(teacher, student) + ce_weight·CE`, and its parts, in nats summed over rows.
 
-    `hidden (N, D)`, `head (≥V, D)`, `t_hidden (N, E)`, `t_head (≥V, E)`, `targets (N,)`. `kind` names D of
-    `kernels/divergences.py`, KL(teacher‖student) for forward_kl, and `mix` its λ or β. Rows whose target is IGNORE
-    count for nothing. Head rows from `vocab_size` on are padding: never scored, gradient zero.
-    The teacher's logits are `cap(t_scale·(t_hidden @ t_head.T + t_bias))`; without a teacher (None) the divergence
-    is 0. Matmuls run in `compute_dtype` (default: the autocast dtype, else that of `hidden`), statistics in fp32
-    (fp64 for fp64). Raises ValueError, naming shapes, before any work. arXiv:1503.02531.
+    `hidden (N, D)`, `head (≥V, D)`, `targets (N,)`; the teacher is dense, sparse (`TopK`, log-probabilities at the
+    temperature, the rest of the vocabulary one bucket) or None, and then the divergence is 0. `kind` names D of
+    `divergences.py`, `mix` is its λ or β. Rows whose target is IGNORE count for nothing and reach no matmul; who knows
+    how many others there are passes `count`, or a GPU is waited for once. Head rows from `vocab_size` on are padding:
+    never scored, gradient zero. A temperature that requires a gradient gets it. Matmuls run in `compute_dtype`
+    (default: the autocast dtype, else that of `hidden`), statistics in fp32 (fp64 for fp64). Raises ValueError, naming
+    shapes, before any work; values (a teacher's NaN, ids) are looked at on CPUs, and on GPUs only where `check_values`.
     """
     vocab_size = head.shape[0] if vocab_size is None else vocab_size
-    _check(hidden, head, t_hidden, t_head, targets, kind, mix, temperature, vocab_size, t_bias)
-    plan = _Plan(
-        kind=kind,
-        mix=KINDS[kind].mix if mix is None else float(mix),
-        temperature=float(temperature),
-        kd_weight=float(kd_weight),
-        ce_weight=float(ce_weight),
-        t_scale=t_scale,
-        t_cap=t_cap,
-        vocab_size=vocab_size,
-        compute_dtype=compute_dtype or _default_dtype(hidden),
-        chunk_size=chunk_size,
-        slice_rows=slice_rows,
-        # Inside a custom Function grad mode is off, so the decision is made here and handed in.
-        with_grad=torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad),
-    )
-    with torch.autocast(hidden.device.type, enabled=False):  # the dtypes of the plan are meant
-        sums = _Fused.apply(hidden, head, t_hidden, t_head, t_bias, targets, plan)  # type: ignore[no-untyped-call]
-    return LinearDivergence(*sums)
+    impl = pick("linear_divergence", impl, hidden)
+    checks.sizes(hidden, head, targets, vocab_size)
+    checks.options(kind, mix, temperature, sparse=isinstance(teacher, TopK))
+    dtype = compute_dtype or _default_dtype(hidden)
+    dense = teacher if isinstance(teacher, DenseTeacher) else None
+    top = teacher if isinstance(teacher, TopK) else None
+    if dense is not None:
+        checks.dense(hidden, dense.hidden, dense.head, dense.bias, vocab_size)
+    if top is not None:
+        checks.sparse(hidden, top.ids, top.log_probs, vocab_size)
+    knobs = knobs_of(kd_weight, ce_weight, temperature, KINDS[kind].mix if mix is None else mix, hidden.device, dtype)
+    total, parts, *_ = torch.ops.tutelage.linear_divergence(
+        hidden, head, targets, knobs,
+        *((None, None, None, 1.0, None) if dense is None else dense),
+        *((None, None) if top is None else top),
+        kind, vocab_size, dtype,
+        chunk_size or CHUNK.get(hidden.device.type, 1024),
+        not isinstance(temperature, float | int) or temperature != 1,
+        # Inside a custom op grad mode is off, so the decision is made here and handed in.
+        torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad or knobs.requires_grad),
+        knobs.requires_grad, count,
+        hidden.device.type == "cpu" if check_values is None else check_values, impl,
+    )  # fmt: skip
+    return LossSums(total, *parts.unbind())
 
 
-class _Fused(torch.autograd.Function):
-    """The forward pass makes value and gradients; the backward pass only scales them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head: Tensor,
-        t_hidden: Tensor | None,
-        t_head: Tensor | None,
-        t_bias: Tensor | None,
-        targets: Tensor,
-        plan: _Plan,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        sums, d_hidden, d_head = _sweep(hidden, head, t_hidden, t_head, t_bias, targets, plan)
-        ctx.save_for_backward(d_hidden, d_head)
-        ctx.head_dtype = head.dtype
-        ctx.mark_non_differentiable(*sums[1:])
-        return sums
-
-    @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_head = ctx.saved_tensors  # (N, D), (D, ≥V)
-        needs_hidden, needs_head = ctx.needs_input_grad[:2]
-        return (
-            d_hidden * grad_total if needs_hidden else None,
-            _scaled_transpose(d_head, grad_total, ctx.head_dtype) if needs_head else None,
-            *(None,) * 5,
-        )
-
-
-def _sweep(
+@torch.library.custom_op("tutelage::linear_divergence", mutates_args=())
+def _linear_divergence(
     hidden: Tensor,
     head: Tensor,
+    targets: Tensor,
+    knobs: Tensor,
     t_hidden: Tensor | None,
     t_head: Tensor | None,
     t_bias: Tensor | None,
+    t_scale: float,
+    t_cap: float | None,
+    t_ids: Tensor | None,
+    t_log_probs: Tensor | None,
+    kind: str,
+    vocab_size: int,
+    dtype: torch.dtype,
+    chunk_size: int,
+    tempered: bool,
+    with_grad: bool,
+    by_temperature: bool,
+    count: int | None,
+    check_values: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(total, parts, ∂hidden, ∂head in the layout of its matmul, ∂knobs); the last three are empty without gradient."""
+    dense = None if t_hidden is None or t_head is None else DenseTeacher(t_hidden, t_head, t_bias, t_scale, t_cap)
+    top = None if t_ids is None or t_log_probs is None else TopK(t_ids, t_log_probs)
+    work = Work(kind, vocab_size, tempered, with_grad, by_temperature, masked=t_bias is not None)
+    with torch.autocast(hidden.device.type, enabled=False):  # the dtypes given are meant
+        return sweep(hidden, head, dense or top, targets, knobs, work, dtype, chunk_size, count, check_values, impl)
+
+
+def sweep(
+    hidden: Tensor,
+    head: Tensor,
+    teacher: DenseTeacher | TopK | None,
     targets: Tensor,
-    plan: _Plan,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None, Tensor | None]:
-    """(total, divergence, cross-entropy, count), d_hidden `(N, D)` and d_head transposed, `(D, ≥V)`, chunk by chunk."""
-    dtype, stat = plan.compute_dtype, torch.promote_types(plan.compute_dtype, torch.float32)
-    rows = (targets != IGNORE).nonzero().squeeze(1)  # ignored rows never reach a matmul
+    knobs: Tensor,
+    work: Work,
+    dtype: torch.dtype,
+    chunk_size: int,
+    count: int | None,
+    check_values: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The whole computation, chunk by chunk; see `_linear_divergence`."""
+    picked = counted(targets, count)  # ignored rows never reach a matmul
+    if check_values:
+        _check_values(teacher, picked, work.vocab_size)
     weight = head.to(dtype)
-    t_weight = None if t_head is None else t_head[: plan.vocab_size].to(dtype)
-    chunk = max(1, -(-len(rows) // max(1, -(-len(rows) // plan.chunk_size))))  # equal ones, none over the limit
+    if isinstance(teacher, DenseTeacher):
+        teacher = teacher._replace(head=teacher.head[: work.vocab_size].to(dtype))
+    chunk = max(1, -(-len(picked) // max(1, -(-len(picked) // chunk_size))))  # equal ones, none over the limit
     logits = weight.new_empty(chunk, len(weight))
-    t_logits = None if t_weight is None else weight.new_empty(chunk, plan.vocab_size)
-    d_hidden = torch.zeros_like(hidden) if plan.with_grad else None
-    d_head: Tensor | None = None
-    divergence = torch.zeros((), dtype=stat, device=hidden.device)
-    cross_entropy = torch.zeros_like(divergence)
+    t_logits = weight.new_empty(chunk if isinstance(teacher, DenseTeacher) else 0, work.vocab_size)
+    sums = torch.zeros(3, dtype=knobs.dtype, device=hidden.device)
+    d_hidden, d_head = _gradients(hidden, head, dtype, chunk_size, work.with_grad, whole=len(picked) == len(hidden))
 
-    for start in range(0, len(rows), chunk):
-        picked = rows[start : start + chunk]
-        x = hidden[picked].to(dtype)  # (C, D)
-        s = torch.mm(x, weight.t(), out=logits[: len(picked)])  # (C, V)
-        t = None
-        if t_hidden is not None and t_weight is not None and t_logits is not None:
-            t = torch.mm(t_hidden[picked].to(dtype), t_weight.t(), out=t_logits[: len(picked)])
-            t = _shape_teacher(t, t_bias, plan)
-        if t is None or plan.kind == "forward_kl":
-            value, ce = _rows(s, t, targets[picked], plan, stat)
-        else:
-            value, ce = _rows_of_any_kind(s, t, targets[picked], plan, stat)
-        divergence += value
-        cross_entropy += ce
-        if d_hidden is not None:  # s now holds the gradient
-            d_hidden[picked] = torch.mm(s, weight).to(hidden.dtype)
-            share = torch.mm(x.t().contiguous(), s)  # (D, ≥V): on CPUs a third faster than (≥V, D)
-            # several chunks are summed in fp32
-            d_head = share if chunk == len(rows) else share.to(stat) if d_head is None else d_head.add_(share)
+    for start in range(0, len(picked), chunk):
+        mine = picked[start : start + chunk]
+        x = hidden[mine].to(dtype)  # (C, D)
+        s = torch.mm(x, weight.t(), out=logits[: len(mine)])  # (C, ≥V)
+        sums += row_work(impl)(s, _of_chunk(teacher, mine, t_logits), targets[mine], knobs, work)
+        if work.with_grad:  # s now holds the gradient
+            s[:, work.vocab_size :] = 0
+            d_hidden[mine] = torch.mm(s, weight).to(hidden.dtype)
+            _add_product(d_head, x, s, first=start == 0)
 
-    total = plan.kd_weight * plan.temperature**2 * divergence + plan.ce_weight * cross_entropy
-    count = torch.tensor(len(rows), dtype=stat, device=hidden.device)
-    if plan.with_grad and d_head is None:
-        d_head = head.new_zeros(head.shape[::-1])
-    return (total, divergence, cross_entropy, count), d_hidden, d_head
+    total, parts, d_knobs = totals_of(sums, knobs, len(picked), work.with_grad)
+    if work.with_grad and not len(picked):
+        d_head.zero_()
+    return total, parts, d_hidden, d_head, d_knobs
 
 
-def _rows(s: Tensor, t: Tensor | None, targets: Tensor, plan: _Plan, stat: torch.dtype) -> tuple[Tensor, Tensor]:
-    """KL and CE summed over a chunk `(C, V)`; where a gradient is wanted, writes ∂total/∂logits over `s`.
+def _check_values(teacher: DenseTeacher | TopK | None, picked: Tensor, vocab_size: int) -> None:
+    if isinstance(teacher, DenseTeacher):
+        checks.dense_values(teacher.hidden, picked, "t_hidden")
+    if isinstance(teacher, TopK):
+        checks.sparse_values(teacher.ids, teacher.log_probs, picked, vocab_size)
 
-    ∂(τ²·KL)/∂z = τ(Q_τ − P_τ) and ∂CE/∂z = Q₁ − onehot. At τ = 1 one softmax of the student serves both. Every
-    operation is in place: three buffers of a few rows stay in cache.
+
+def _of_chunk(teacher: DenseTeacher | TopK | None, mine: Tensor, buffer: Tensor) -> ChunkTeacher:
+    """The teacher's side of the rows with these indices `(C,)`; logits `(C, V)` go into the buffer."""
+    if not isinstance(teacher, DenseTeacher):
+        return None if teacher is None else TopK(teacher.ids[mine], teacher.log_probs[mine])
+    t = torch.mm(teacher.hidden[mine].to(buffer.dtype), teacher.head.t(), out=buffer[: len(mine)])
+    if teacher.bias is not None:
+        t.add_(teacher.bias[: t.shape[1]])
+    if teacher.scale != 1:
+        t.mul_(teacher.scale)
+    return t if teacher.cap is None else t.div_(teacher.cap).tanh_().mul_(teacher.cap)
+
+
+def _gradients(
+    hidden: Tensor, head: Tensor, dtype: torch.dtype, chunk_size: int, with_grad: bool, whole: bool
+) -> tuple[Tensor, Tensor]:
+    """Room for ∂hidden `(N, D)` and ∂head, `(D, ≥V)` on a CPU, `(≥V, D)` elsewhere: as its matmul is fastest.
+
+    ∂head of several chunks is summed in fp32; that of one stays as the matmul gives it.
     """
-    V, tau, kd, ce = plan.vocab_size, plan.temperature, plan.kd_weight, plan.ce_weight
-    tempered = t is not None and tau != 1
-    divergence = torch.zeros((), dtype=stat, device=s.device)
-    cross_entropy = torch.zeros_like(divergence)
-    buffers = torch.empty(4 if tempered else 3, min(plan.slice_rows, len(s)), V, dtype=stat, device=s.device)
-
-    for start in range(0, len(s), plan.slice_rows):
-        out = s[start : start + plan.slice_rows, :V]  # (R, V)
-        z, p, gap, *spare = (buffer[: len(out)] for buffer in buffers)
-        target = targets[start : start + len(out), None]  # (R, 1)
-        at_target = _centre(z.copy_(out)).gather(1, target)
-        if t is None:
-            log_z = _softmax(z, ce)
-        else:
-            torch.sub(_centre(p.copy_(t[start : start + len(out)])), z, out=gap)
-            q = z
-            if tempered:
-                q = torch.div(z, tau, out=spare[0])
-                p.div_(tau)
-            log_z = _softmax(z, ce if tempered else ce + kd)
-            log_q = _softmax(q, kd * tau) if tempered else log_z
-            log_p = _softmax(p, 1.0)
-            divergence += torch.dot(p.view(-1), gap.view(-1)) / tau + (log_q - log_p).sum()
-            if plan.with_grad:
-                z.sub_(p, alpha=kd * tau)
-                if tempered:
-                    z.add_(q)
-        cross_entropy += (log_z - at_target).sum()
-        if plan.with_grad:
-            out.copy_(z.scatter_add_(1, target, z.new_full(target.shape, -ce)))
-    if plan.with_grad:
-        s[:, V:] = 0
-    return divergence, cross_entropy
+    if not with_grad:
+        return hidden.new_empty(0), head.new_empty(0)
+    shape = head.shape[::-1] if head.device.type == "cpu" else head.shape
+    d_head_dtype = dtype if len(hidden) <= chunk_size else statistics_dtype(dtype)
+    d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    return d_hidden if whole else d_hidden.zero_(), head.new_empty(shape, dtype=d_head_dtype)
 
 
-def _rows_of_any_kind(s: Tensor, t: Tensor, targets: Tensor, plan: _Plan, stat: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `_rows`, for any divergence of `KINDS`; plainly, so with more passes."""
-    V, tau = plan.vocab_size, plan.temperature
-    divergence = torch.zeros((), dtype=stat, device=s.device)
-    cross_entropy = torch.zeros_like(divergence)
-    for start in range(0, len(s), plan.slice_rows):
-        out = s[start : start + plan.slice_rows, :V]  # (R, V)
-        target = targets[start : start + len(out), None]  # (R, 1)
-        z = out.to(stat)
-        log_p, log_q = (torch.log_softmax(x / tau, -1) for x in (t[start : start + len(out)].to(stat), z))
-        log_q1 = log_q if tau == 1 else torch.log_softmax(z, -1)
-        value, slope = KINDS[plan.kind].of(Rows(log_p, log_q, log_p.exp(), log_q.exp()), plan.mix)
-        divergence += value.sum()
-        cross_entropy -= log_q1.gather(1, target).sum()
-        if plan.with_grad:
-            grad = slope.mul_(plan.kd_weight * tau).add_(log_q1.exp(), alpha=plan.ce_weight)
-            out.copy_(grad.scatter_add_(1, target, grad.new_full(target.shape, -plan.ce_weight)))
-    if plan.with_grad:
-        s[:, V:] = 0
-    return divergence, cross_entropy
+def _add_product(d_head: Tensor, x: Tensor, s: Tensor, first: bool) -> None:
+    """Adds sᵀ·x of a chunk, `x (C, D)` and `s (C, ≥V)`, to ∂head; the first one needs no zeros to be added to."""
+    cpu = d_head.device.type == "cpu"
+    left, right = (x.t().contiguous(), s) if cpu else (s.t(), x)  # on a CPU (D, ≥V) is a third faster than (≥V, D)
+    if first and d_head.dtype == s.dtype:
+        torch.mm(left, right, out=d_head)
+    elif d_head.dtype == s.dtype:
+        d_head.addmm_(left, right)
+    elif cpu:
+        d_head.copy_(left @ right) if first else d_head.add_(left @ right)
+    else:
+        torch.addmm(d_head, left, right, out_dtype=d_head.dtype, beta=0 if first else 1, out=d_head)
 
 
-def _centre(z: Tensor) -> Tensor:
-    """Shifts each row of `z (R, V)`, in place, so that its largest entry is 0 and nothing cancels later."""
-    return z.sub_(z.amax(-1, keepdim=True))
+def totals_of(sums: Tensor, knobs: Tensor, count: int, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """total, (divergence, cross-entropy, count), and ∂total by each knob but the mix, which is nobody's to learn."""
+    divergence, cross_entropy, by_temperature = sums.unbind()
+    k = Knobs(*knobs.unbind())
+    total = k.kd_weight * k.temperature**2 * divergence + k.ce_weight * cross_entropy
+    parts = torch.stack((divergence, cross_entropy, torch.full_like(total, count)))
+    if not with_grad:
+        return total, parts, knobs.new_empty(0)
+    slope = k.kd_weight * k.temperature * (2 * divergence + k.temperature * by_temperature)
+    d_knobs = torch.stack((k.temperature**2 * divergence, cross_entropy, slope, torch.zeros_like(slope)))
+    return total, parts, d_knobs
 
 
-def _softmax(z: Tensor, weight: float) -> Tensor:
-    """Turns centred `z (R, V)` into weight·softmax(z), in place; returns log Σ exp(z) `(R, 1)`.
+@_linear_divergence.register_fake
+def _(
+    hidden: Tensor, head: Tensor, targets: Tensor, knobs: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype, chunk_size, with_grad = rest[9], rest[10], rest[12]
+    d_hidden, d_head = _gradients(hidden, head, dtype, chunk_size, with_grad, whole=True)
+    return knobs.new_empty(()), knobs.new_empty(3), d_hidden, d_head, knobs.new_empty(4 if with_grad else 0)
 
-    Plain sweeps: on CPUs `exp_`, `sum` and `mul_` together are faster than `torch.softmax`.
-    """
-    total = z.exp_().sum(-1, keepdim=True)
-    z.mul_(weight / total)
-    return total.log()
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, parts, *gradients = output
+    ctx.save_for_backward(*gradients)
+    ctx.dtype = inputs[1].dtype
+    ctx.mark_non_differentiable(parts, *gradients)
+    ctx.set_materialize_grads(False)  # or a dense zero (V, D) would be made for an output that nobody uses
+
+
+def _backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    """The forward pass made the gradients; they are scaled here, and what was saved stays as it is."""
+    needs_hidden, needs_head, _, needs_knobs = ctx.needs_input_grad[:4]
+    if grad_total is None:
+        return (None,) * len(ctx.needs_input_grad)
+    d_hidden, d_head, d_knobs = ctx.saved_tensors
+    scaled = _scaled_transpose if d_head.device.type == "cpu" else _scaled
+    return (
+        d_hidden * grad_total.to(d_hidden.dtype) if needs_hidden else None,
+        scaled(d_head, grad_total, ctx.dtype) if needs_head else None,
+        None,
+        d_knobs * grad_total if needs_knobs else None,
+        *(None,) * (len(ctx.needs_input_grad) - 4),
+    )
+
+
+_linear_divergence.register_autograd(_backward, setup_context=_keep)
+
+
+def _scaled(source: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (source * scale).to(dtype)
 
 
 def _scaled_transpose(source: Tensor, scale: Tensor, dtype: torch.dtype, width: int = 64) -> Tensor:
@@ -262,55 +285,39 @@ def _scaled_transpose(source: Tensor, scale: Tensor, dtype: torch.dtype, width: 
     return target
 
 
-def _shape_teacher(t: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
-    """The head's bias, scale and cap, in place on `t (C, V)`."""
-    if bias is not None:
-        t.add_(bias[: plan.vocab_size])
-    if plan.t_scale != 1:
-        t.mul_(plan.t_scale)
-    if bias is not None:  # −inf masks a token; a floor that stays finite over τ keeps its 0·(t − s) from being NaN
-        t.clamp_(min=torch.finfo(t.dtype).min / 4 * min(1.0, plan.temperature))
-    return t if plan.t_cap is None else t.div_(plan.t_cap).tanh_().mul_(plan.t_cap)
+def row_work(impl: str) -> Callable[[Tensor, ChunkTeacher, Tensor, Tensor, Work], Tensor]:
+    """The row work of an implementation, see `rows.eager`."""
+    if impl == "triton":  # a user without a GPU may not have it
+        from tutelage.kernels import triton_rows
+
+        return triton_rows.rows
+    return rows.compile if impl == "compile" else rows.eager
+
+
+def counted(targets: Tensor, count: int | None) -> Tensor:
+    """Indices of the rows that count, in order."""
+    if count is None:
+        return (targets != IGNORE).nonzero().squeeze(1)
+    return (targets == IGNORE).to(torch.int8).argsort(stable=True)[:count]
+
+
+def knobs_of(
+    kd_weight: Tensor | float, ce_weight: Tensor | float, temperature: Tensor | float, mix: Tensor | float,
+    device: torch.device, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`Knobs` as one tensor `(4,)`; filled on the device, as a copy to it would wait for it."""
+    stat = statistics_dtype(dtype)
+    knobs = (kd_weight, ce_weight, temperature, mix)  # in the order of `Knobs`
+    return torch.stack(
+        [x.to(device, stat) if isinstance(x, Tensor) else torch.full((), x, dtype=stat, device=device) for x in knobs]
+    )
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """That of maxima, sums and losses: fp32, or better."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _default_dtype(hidden: Tensor) -> torch.dtype:
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-
-
-def _check(
-    hidden: Tensor,
-    head: Tensor,
-    t_hidden: Tensor | None,
-    t_head: Tensor | None,
-    targets: Tensor,
-    kind: str,
-    mix: float | None,
-    temperature: float,
-    vocab_size: int,
-    t_bias: Tensor | None,
-) -> None:
-    """ValueError, with shapes, for anything a matmul would fail on or, worse, accept."""
-    shapes = {"hidden": hidden, "head": head, "t_hidden": t_hidden, "t_head": t_head, "targets": targets}
-    seen = ", ".join(f"{name} {tuple(value.shape)}" for name, value in shapes.items() if value is not None)
-    if kind not in KINDS:
-        raise ValueError(f"unknown divergence '{kind}': choose one of {', '.join(KINDS)}")
-    if mix is not None and not 0 <= mix <= 1:
-        raise ValueError(f"mix must lie from 0 to 1, got {mix}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
-        raise ValueError(f"hidden (N, D) and head (V, D) must share D: {seen}")
-    if targets.shape != hidden.shape[:1]:
-        raise ValueError(f"targets must be (N,) for hidden (N, D): {seen}")
-    if (t_hidden is None) != (t_head is None):
-        raise ValueError(f"t_hidden and t_head go together: {seen}")
-    if t_hidden is not None and t_head is not None:
-        if t_hidden.shape[:1] != hidden.shape[:1] or t_hidden.shape[1:] != t_head.shape[1:]:
-            raise ValueError(f"t_hidden must be (N, E) and t_head (V, E): {seen}")
-        if len(t_head) < vocab_size:
-            raise ValueError(f"the teacher scores fewer tokens than the vocabulary of {vocab_size}: {seen}")
-    if t_bias is not None and (t_bias.ndim != 1 or len(t_bias) < vocab_size):
-        raise ValueError(f"t_bias {tuple(t_bias.shape)} must be (V,) for a vocabulary of {vocab_size}: {seen}")
-    if not 0 < vocab_size <= len(head):
-        raise ValueError(f"vocab_size {vocab_size} does not fit the head: {seen}")

@@ -53,6 +53,25 @@ def divergence(
     }[kind]()
 
 
+def buckets(log_probs: Tensor, ids: Tensor) -> Tensor:
+    """log-probabilities `(N, V)` → those of the tokens `ids (N, k)` and, last, of all others together, `(N, k + 1)`."""
+    named = torch.zeros_like(log_probs, dtype=torch.bool).scatter(1, ids, True)
+    rest = log_probs.exp().masked_fill(named, 0).sum(-1, keepdim=True)
+    return torch.cat((log_probs.gather(1, ids), rest.log()), -1)
+
+
+def sparse_divergence(
+    kind: str, student_logits: Tensor, ids: Tensor, log_probs: Tensor, temperature: float = 1.0, mix: float = 0.0
+) -> Tensor:
+    """The divergence from a teacher of which `log_probs (N, k)` of `ids (N, k)` are known, at the temperature.
+
+    What remains of it is one bucket, and so is the student's probability of all the tokens not named.
+    """
+    rest = (1 - log_probs.exp().sum(-1, keepdim=True)).log()
+    student = buckets(F.log_softmax(student_logits / temperature, -1), ids)
+    return divergence(kind, student, torch.cat((log_probs, rest), -1), mix=mix)
+
+
 def linear_divergence(
     hidden: Tensor,
     head: Tensor,

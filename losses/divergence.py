@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, N = B·T, D student width, E teacher width, V vocabula
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
-from tutelage.kernels.linear_divergence import linear_divergence
+from tutelage.kernels.linear_divergence import DenseTeacher, linear_divergence
 from tutelage.losses.config import LossConfig
 from tutelage.losses.term import LossTerm, Progress
 from tutelage.student.decoder import StudentOutput
@@ -38,8 +38,15 @@ class Divergence(nn.Module):
         loss = linear_divergence(
             output.hidden.flatten(0, 1),  # (N, D)
             head,
-            None if signal is None else signal.hidden.flatten(0, 1),  # (N, E)
-            None if signal is None else signal.head,
+            None
+            if signal is None
+            else DenseTeacher(
+                signal.hidden.flatten(0, 1),  # (N, E)
+                signal.head,
+                signal.bias,
+                signal.scale,
+                signal.cap,
+            ),
             batch.targets.flatten(),
             kind=config.divergence,
             mix=config.mix,
@@ -47,9 +54,7 @@ class Divergence(nn.Module):
             kd_weight=config.kd_weight,
             ce_weight=config.ce_weight,
             vocab_size=self.vocab_size,
-            t_bias=None if signal is None else signal.bias,
-            t_scale=1.0 if signal is None else signal.scale,
-            t_cap=None if signal is None else signal.cap,
+            check_values=False,  # the loop looks at the loss, and skips a step that is not finite
         )
         name = "kl" if config.divergence == "forward_kl" else config.divergence
         return LossTerm(loss.total, {"ce": loss.cross_entropy, name: loss.divergence})

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tutelage.kernels.attention import Sight, so_far
+
 
 class KVCache:
     """Preallocated keys and values of every layer; `length (B,)` counts the tokens each row holds."""
@@ -49,10 +51,9 @@ class KVCache:
         end = self._used + T
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def visible(self, T: int) -> Tensor:
-        """Which stored keys each of the next T tokens may see, `(B, 1, T, ≤L)`: its row's past and itself."""
-        slots = torch.arange(self._used + T, device=self.length.device)
-        return (slots <= self.positions(T)[..., None])[:, None]
+    def visible(self, T: int) -> Sight:
+        """Which stored keys each of the next T tokens may see: its row's past and itself."""
+        return so_far(self.positions(T), self._used + T)
 
     def advance(self, counts: Tensor | int) -> None:
         """Counts the tokens just written: the same for all rows, or `(B,)` where the rest was padding."""

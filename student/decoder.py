@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tutelage.kernels.attention import documents
 from tutelage.student.cache import KVCache
 from tutelage.student.config import StudentConfig
 from tutelage.student.layers import Block, make_norm, rope_table, sinusoids
@@ -74,9 +75,9 @@ class Decoder(nn.Module):
         config = self.config
         if positions is None:
             positions = torch.arange(T, device=tokens.device).expand(B, T) if cache is None else cache.positions(T)
-        mask = None if cache is None else cache.visible(T)
+        sight = None if cache is None else cache.visible(T)
         if segments is not None:
-            mask = segment_mask(segments)
+            sight = documents(segments)
         x = self.embed_tokens(tokens)  # (B, T, D)
         rope = None
         if config.position == "rope":
@@ -87,9 +88,9 @@ class Decoder(nn.Module):
         tapped = []
         for layer, block in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rope, mask, cache, use_reentrant=False)
+                x = checkpoint(block, x, rope, sight, cache, use_reentrant=False)
             else:
-                x = block(x, rope, mask, cache)
+                x = block(x, rope, sight, cache)
             if layer in taps:
                 tapped.append(x)
         return StudentOutput(self.norm(x), tuple(tapped))
@@ -111,10 +112,3 @@ class Decoder(nn.Module):
         if counts is not None:
             hidden = hidden[torch.arange(len(counts), device=counts.device), counts - 1][:, None]
         return self.logits(hidden)
-
-
-def segment_mask(segments: Tensor) -> Tensor:
-    """Causal within each document: `segments (B, T)` → True where seen, `(B, 1, T, T)`."""
-    T = segments.shape[1]
-    causal = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
-    return (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]

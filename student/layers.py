@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tutelage.kernels.attention import attention
+from tutelage.kernels.attention import Rope, Sight, attention, cached_attention, rotate
 from tutelage.kernels.rms_norm import rms_norm
 from tutelage.student.cache import KVCache
 from tutelage.student.config import StudentConfig
@@ -31,17 +31,11 @@ def make_norm(config: StudentConfig) -> nn.Module:
     return NORMS[config.norm](config.d_model, eps=config.norm_eps)
 
 
-def rope_table(positions: Tensor, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_table(positions: Tensor, d_head: int, theta: float) -> Rope:
     """cos and sin `(B, 1, T, Dh)` of the rotation angles at `positions (B, T)`, in fp32. arXiv:2104.09864."""
     frequencies = theta ** (-torch.arange(0, d_head, 2, device=positions.device, dtype=torch.float32) / d_head)
     angles = positions[:, None, :, None].float() * frequencies
     return torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates each pair (i, i + Dh/2) of `x (B, H, T, Dh)` by its angle, in the dtype of `x` as Llama does."""
-    first, second = x.chunk(2, -1)
-    return x * cos.to(x.dtype) + torch.cat((-second, first), -1) * sin.to(x.dtype)
 
 
 def sinusoids(positions: Tensor, d_model: int) -> Tensor:
@@ -63,19 +57,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.d_model, kv, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q, config.d_model, bias=config.bias)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
-        """`x (B, T, D)` → `(B, T, D)`; `mask (B, 1, T, L)` is True where a key is seen, None for plain causal."""
+    def forward(self, x: Tensor, rope: Rope | None, sight: Sight | None, cache: KVCache | None) -> Tensor:
+        """`x (B, T, D)` → `(B, T, D)`; without a `sight` it is plain causal."""
         B, T, _ = x.shape
         q, k, v = (
             proj(x).view(B, T, -1, self.d_head).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, H | K, T, Dh)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, K, L, Dh)
-        y = attention(q, k, v, mask)
+        if cache is None or sight is None:
+            y = attention(q, k, v, sight, rope)
+        else:
+            k = k if rope is None else rotate(k, *rope)  # once, for all the queries that will see them
+            y = cached_attention(q, *cache.append(self.layer, k, v), sight, rope)
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         return out
 
@@ -123,11 +115,9 @@ class Block(nn.Module):
         self.mlp = MLPS[config.mlp](config)
         self.dropout = config.dropout
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None, sight: Sight | None, cache: KVCache | None) -> Tensor:
         """`(B, T, D)` → `(B, T, D)`."""
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), rope, mask, cache))
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), rope, sight, cache))
         return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
+from tutelage.kernels.attention import documents
 from tutelage.kernels.reference import teacher_logits
 from tutelage.student.cache import CausalLM
-from tutelage.student.decoder import segment_mask
 from tutelage.student.weights import from_huggingface
 from tutelage.teacher.rowwise import RowwiseLM
 from tutelage.teacher.signal import FullSignal, TeacherSpec
@@ -46,7 +46,7 @@ class HuggingFaceTeacher:
         """See `Teacher.signal`."""
         dtype = self.head.dtype
         hidden_by = torch.zeros((), dtype=dtype, device=batch.tokens.device)
-        mask = hidden_by.masked_fill(~segment_mask(batch.segments), torch.finfo(dtype).min)  # (B, 1, T, T)
+        mask = hidden_by.masked_fill(~documents(batch.segments).mask, torch.finfo(dtype).min)  # (B, 1, T, T)
         out = self.model.base_model(
             input_ids=batch.tokens,
             attention_mask=mask,

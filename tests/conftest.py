@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported, and what follows may do so
+
 from tutelage.data.config import PackingConfig
 from tutelage.data.tokenizer import Tokenizer, train
 from tutelage.student.config import StudentConfig, StudentOptions

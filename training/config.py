@@ -67,6 +67,8 @@ class RunConfig:
     """Where to train: auto, cpu, cuda, mps."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the matmuls; weights, statistics and optimizer stay fp32."""
+    impl: Literal["auto", "triton", "eager", "compile"] = "auto"
+    """Kernels: triton (a GPU), eager, compile (torch.compile), or auto: triton on a GPU that has it, else eager."""
     fsdp: bool = False
     """Cut weights, gradients and optimizer state up over the processes (FSDP2), for models that do not fit."""
     gradient_checkpointing: bool = False

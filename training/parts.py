@@ -14,6 +14,7 @@ from tutelage.data.corpus import Corpus, build_corpus, unigram_counts
 from tutelage.data.loader import Loader
 from tutelage.errors import UserError
 from tutelage.files import cache_directory
+from tutelage.kernels.dispatch import use
 from tutelage.losses.objective import Objective
 from tutelage.student.config import StudentConfig, resolve
 from tutelage.student.decoder import Decoder
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 FREE = {
     "output_dir", "resume", "stop_after", "dry_run", "checkpoint_every", "keep_last", "log_every", "eval_every",
     "eval_rows", "max_skipped", "tracker", "steps", "epochs", "optim", "device", "gradient_checkpointing",
-    "teacher_memory", "fsdp", "accumulate", "prompts",
+    "teacher_memory", "fsdp", "accumulate", "prompts", "impl",
 }  # fmt: skip
 
 
@@ -51,6 +52,7 @@ class Parts:
     wrapped: torch.nn.Module  # the distiller as its processes share it: the one to call
     optimizer: torch.optim.AdamW
     steps: int
+    impl: str  # of the kernels
     origin: dict[str, Any]  # what must not change when the run is resumed
 
     @property
@@ -72,6 +74,7 @@ class Parts:
 def build(config: RunConfig, teacher: Teacher | None, processes: Processes | None = None) -> Parts:
     """Builds the parts. Raises UserError for input that cannot work; nothing is written but caches."""
     processes = processes or Processes(config)
+    impl = use(config.impl, processes.device.type)
     keep_memory()
     torch.ones(64).sqrt()  # the first large threaded sqrt of a process is not bit-reproducible; a small one is
     if config.steps and config.epochs:
@@ -112,6 +115,7 @@ def build(config: RunConfig, teacher: Teacher | None, processes: Processes | Non
         wrapped=wrapped,
         optimizer=make_optimizer(distiller, config.optim),
         steps=steps,
+        impl=impl,
         origin=_origin(config, teacher, shape, corpus),
     )
 

@@ -79,8 +79,13 @@ def _accelerators() -> Iterator[Finding]:
 def _kernels() -> Iterator[Finding]:
     import torch
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    yield Finding("kernels", f"eager on {device}: chunked matmuls, the loss in slices that stay in cache")
+    from tutelage.kernels.dispatch import IMPLS, lacks, use
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    missing = {impl: lacks(impl, device) for impl in IMPLS[1:]}
+    able = ", ".join(impl for impl, lack in missing.items() if not lack)
+    cost = "" if device == "cpu" or not missing["triton"] else f"no fused kernels: needs {missing['triton']}"
+    yield Finding("kernels", f"{use('auto', device)} on {device} (--impl: {able})", cost)
 
 
 def _memory() -> Iterator[Finding]:

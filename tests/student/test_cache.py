@@ -53,7 +53,7 @@ def test_ragged_rows_write_behind_their_own_tokens():
 def test_visible_is_the_past_of_the_row_and_itself():
     cache = make()
     write(cache, random(4), torch.tensor([4, 1, 2]))
-    visible = cache.visible(2)
+    visible = cache.visible(2).mask
     assert visible.shape == (3, 1, 2, 6)
     for row, length in enumerate([4, 1, 2]):
         for t in range(2):

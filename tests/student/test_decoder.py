@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tutelage.kernels.attention import documents
 from tutelage.student.config import StudentOptions, resolve
-from tutelage.student.decoder import Decoder, segment_mask
+from tutelage.student.decoder import Decoder
 from tutelage.student.layers import rope_table, sinusoids
 
 TINY = resolve(StudentOptions(n_layers=3, n_heads=4, n_kv_heads=2, d_model=32, d_ff=48), 50, "nano")
@@ -71,13 +72,6 @@ def test_an_earlier_token_reaches_the_end(model):
     other = tokens.clone()
     other[:, 0] = (other[:, 0] + 1) % 50
     assert not torch.allclose(model(tokens).hidden[:, -1], model(other).hidden[:, -1], atol=1e-3)
-
-
-def test_segment_mask_by_hand():
-    mask = segment_mask(torch.tensor([[0, 0, 1, 1, 1]]))
-    expected = ["10000", "11000", "00100", "00110", "00111"]
-    assert mask.shape == (1, 1, 5, 5)
-    assert ["".join(str(int(x)) for x in row) for row in mask[0, 0]] == expected
 
 
 def test_default_positions_count_from_zero(model):
@@ -206,9 +200,9 @@ def test_hidden_is_normalised_and_taps_are_the_residual_stream():
     out = model(tokens, taps=(0, 2))
     assert len(out.taps) == 2
     torch.testing.assert_close(model.norm(out.taps[1]), out.hidden)
-    mask = segment_mask(torch.zeros(2, 5))
+    sight = documents(torch.zeros(2, 5))
     rope = rope_table(torch.arange(5).expand(2, 5), 8, model.config.rope_theta)
-    torch.testing.assert_close(out.taps[0], model.layers[0](model.embed_tokens(tokens), rope, mask, None), **CLOSE)
+    torch.testing.assert_close(out.taps[0], model.layers[0](model.embed_tokens(tokens), rope, sight, None), **CLOSE)
     assert model(tokens).taps == ()
 
 

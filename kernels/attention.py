@@ -7,7 +7,6 @@ Shapes: B rows, T queries, L keys, H query heads, K key/value heads, G = H / K, 
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ WIDEST = 128
 """Head size up to which there is a Triton kernel; wider ones take PyTorch's."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sight:
     """What each query may see: of its row's keys those from `first` to `last`, both `(B, T)` and included."""
 
@@ -31,12 +30,15 @@ class Sight:
     last: Tensor
     keys: int
     """How many keys there are, L."""
+    _mask: Tensor | None = None
 
-    @cached_property
+    @property
     def mask(self) -> Tensor:
         """The same as booleans `(B, 1, T, L)`, True where seen; made once for all layers."""
-        key = torch.arange(self.keys, device=self.last.device)
-        return ((self.first[..., None] <= key) & (key <= self.last[..., None]))[:, None]
+        if self._mask is None:  # torch.compile follows this, and not a cached_property
+            key = torch.arange(self.keys, device=self.last.device)
+            self._mask = ((self.first[..., None] <= key) & (key <= self.last[..., None]))[:, None]
+        return self._mask
 
 
 def documents(segments: Tensor) -> Sight:

@@ -7,6 +7,7 @@ from the same logits that gave the value, and written over them.
 Shapes: N tokens, C tokens of a chunk, V vocabulary, D student width, E teacher width, k tokens of a sparse teacher.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +22,10 @@ from tutelage.kernels.reference import IGNORE
 from tutelage.kernels.rows import ChunkTeacher, Knobs, TopK, Work
 
 CHUNK = {"cpu": 2048, "cuda": 1024}
-"""Tokens whose logits are held at a time, where nobody says."""
+"""Tokens whose student logits are held at a time, where nobody says."""
+T_BLOCK = {"cpu": 512}
+"""Tokens whose teacher logits are; on a CPU fewer, as they feed one matmul only."""
+_kept = threading.local()
 
 
 class DenseTeacher(NamedTuple):
@@ -155,8 +159,9 @@ def sweep(
     if isinstance(teacher, DenseTeacher):
         teacher = teacher._replace(head=teacher.head[: work.vocab_size].to(dtype))
     chunk = max(1, -(-len(picked) // max(1, -(-len(picked) // chunk_size))))  # equal ones, none over the limit
-    logits = weight.new_empty(chunk, len(weight))
-    t_logits = weight.new_empty(chunk if isinstance(teacher, DenseTeacher) else 0, work.vocab_size)
+    block = min(chunk, T_BLOCK.get(hidden.device.type, chunk))
+    logits = workspace("student", chunk, len(weight), weight)
+    t_logits = workspace("teacher", block if isinstance(teacher, DenseTeacher) else 0, work.vocab_size, weight)
     sums = torch.zeros(3, dtype=knobs.dtype, device=hidden.device)
     d_hidden, d_head = _gradients(hidden, head, dtype, chunk_size, work.with_grad, whole=len(picked) == len(hidden))
 
@@ -164,7 +169,9 @@ def sweep(
         mine = picked[start : start + chunk]
         x = hidden[mine].to(dtype)  # (C, D)
         s = torch.mm(x, weight.t(), out=logits[: len(mine)])  # (C, ≥V)
-        sums += row_work(impl)(s, _of_chunk(teacher, mine, t_logits), targets[mine], knobs, work)
+        for s_block, of_block in zip(s.split(block), mine.split(block), strict=True):
+            asked = _of_block(teacher, of_block, t_logits)
+            sums += row_work(impl)(s_block, asked, targets[of_block], knobs, work)
         if work.with_grad:  # s now holds the gradient
             s[:, work.vocab_size :] = 0
             d_hidden[mine] = torch.mm(s, weight).to(hidden.dtype)
@@ -183,7 +190,28 @@ def _check_values(teacher: DenseTeacher | TopK | None, picked: Tensor, vocab_siz
         checks.sparse_values(teacher.ids, teacher.log_probs, picked, vocab_size)
 
 
-def _of_chunk(teacher: DenseTeacher | TopK | None, mine: Tensor, buffer: Tensor) -> ChunkTeacher:
+def workspace(name: str, rows: int, width: int, like: Tensor) -> Tensor:
+    """An uninitialised `(rows, width)` for use inside one call.
+
+    On a CPU its memory is kept for this thread's next call: fresh pages cost as much time as the matmul that fills
+    them. A GPU's allocator does the same by itself.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(rows, width)
+    kept, key = _kept.__dict__, f"{name} {like.dtype}"
+    if key not in kept or kept[key].numel() < rows * width:
+        with torch.inference_mode(False):  # or no later call could write to it
+            kept[key] = like.new_empty(rows * width)
+    found: Tensor = kept[key][: rows * width].view(rows, width)
+    return found
+
+
+def forget_workspace() -> None:
+    """Gives back what this thread keeps between calls."""
+    _kept.__dict__.clear()
+
+
+def _of_block(teacher: DenseTeacher | TopK | None, mine: Tensor, buffer: Tensor) -> ChunkTeacher:
     """The teacher's side of the rows with these indices `(C,)`; logits `(C, V)` go into the buffer."""
     if not isinstance(teacher, DenseTeacher):
         return None if teacher is None else TopK(teacher.ids[mine], teacher.log_probs[mine])
@@ -274,7 +302,7 @@ _linear_divergence.register_autograd(_backward, setup_context=_keep)
 
 
 def _scaled(source: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return (source * scale).to(dtype)
+    return torch.mul(source, scale, out=torch.empty_like(source, dtype=dtype))  # no fp32 copy in between
 
 
 def _scaled_transpose(source: Tensor, scale: Tensor, dtype: torch.dtype, width: int = 64) -> Tensor:

@@ -34,7 +34,7 @@ class Work(NamedTuple):
     by_temperature: bool
     """∂D/∂τ is wanted, for a temperature that is learned."""
     masked: bool
-    """The teacher's logits may be −inf."""
+    """Logits may be −inf."""
 
 
 FLOOR = -3e4
@@ -52,10 +52,12 @@ ChunkTeacher = Tensor | TopK | None
 """The teacher of a chunk: its logits `(C, V)`, its top k, or nobody."""
 
 
-def eager(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 8) -> Tensor:
+def eager(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 0) -> Tensor:
     """Sums over a chunk `(3,)`: divergence, cross-entropy and ∂D/∂τ; `s (C, ≥V)` becomes ∂total/∂s if so wanted."""
     fast = not isinstance(teacher, TopK) and not work.by_temperature and (teacher is None or work.kind == "forward_kl")
-    return (_sweep_in_place if fast else _sweep)(s, teacher, targets, knobs, work, rows)
+    return (_sweep_in_place if fast else _sweep)(
+        s, teacher, targets, knobs, work, rows or SLICE[s.device.type == "cpu"]
+    )
 
 
 def compile(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 16) -> Tensor:
@@ -88,7 +90,7 @@ def _sweep(
 def _slice(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work) -> tuple[Tensor, Tensor]:
     """Sums `(3,)` and ∂total/∂s `(R, V)` of a slice, by the definitions: ∂(τ²D)/∂s = τ·slope, ∂CE/∂s = q₁ − onehot."""
     kd_weight, ce_weight, temperature, mix = knobs.unbind()
-    z, target = s.to(knobs.dtype), targets[:, None]
+    z, target = _floored(s.to(knobs.dtype), work), targets[:, None]
     log_q1 = torch.log_softmax(z, -1)
     log_q = torch.log_softmax(z / temperature, -1) if work.tempered else log_q1
     cross_entropy = -log_q1.gather(1, target).sum()
@@ -98,7 +100,7 @@ def _slice(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, wor
         value, slope = _of_buckets(teacher, log_q, mix, work)
         divergence, grad = value.sum(), grad + kd_weight * temperature * slope
     elif teacher is not None:
-        t = teacher.to(knobs.dtype).clamp(min=FLOOR) if work.masked else teacher.to(knobs.dtype)
+        t = _floored(teacher.to(knobs.dtype), work)
         log_p = torch.log_softmax(t / temperature if work.tempered else t, -1)
         value, slope, by_teacher = between(work.kind, log_p, log_q, mix)
         divergence, grad = value.sum(), grad + kd_weight * temperature * slope
@@ -117,14 +119,14 @@ def _of_buckets(teacher: TopK, log_q: Tensor, mix: Tensor, work: Work) -> tuple[
     """
     ids, log_k = teacher.ids, teacher.log_probs.to(log_q.dtype)
     rest = log_q.scatter(1, ids, -torch.inf).exp()  # (R, V): what is off the top k, summed without cancellation
-    q_rest, p_rest = (_floored(x) for x in (rest.sum(-1, keepdim=True), 1 - log_k.exp().sum(-1, keepdim=True)))
+    q_rest, p_rest = (_remainder(x) for x in (rest.sum(-1, keepdim=True), 1 - log_k.exp().sum(-1, keepdim=True)))
     log_p = torch.cat((log_k, p_rest.log()), -1)  # (R, k + 1)
     log_q = torch.cat((log_q.gather(1, ids), q_rest.log()), -1)
     value, slope, _ = between(work.kind, log_p, log_q, mix)
     return value, (rest * (slope[:, -1:] / q_rest)).scatter(1, ids, slope[:, :-1])
 
 
-def _floored(mass: Tensor) -> Tensor:
+def _remainder(mass: Tensor) -> Tensor:
     """A bucket's probability, never less than the rounding of what it is the remainder of."""
     return mass.clamp(min=torch.finfo(mass.dtype).eps)
 
@@ -145,14 +147,12 @@ def _sweep_in_place(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Te
         out = s[start : start + rows, : work.vocab_size]  # (R, V)
         z, p, gap, *spare = (buffer[: len(out)] for buffer in buffers)
         target = targets[start : start + len(out), None]  # (R, 1)
-        at_target = _centre(z.copy_(out)).gather(1, target)
+        at_target = _centre(_floored_in_place(z.copy_(out), work)).gather(1, target)
         if not isinstance(teacher, Tensor):
             log_z = _softmax(z, ce)
         else:
             p.copy_(teacher[start : start + len(out)])
-            if work.masked:
-                p.clamp_(min=FLOOR)
-            torch.sub(_centre(p), z, out=gap)
+            torch.sub(_centre(_floored_in_place(p, work)), z, out=gap)
             q = z
             if tempered:
                 q = torch.div(z, tau, out=spare[0])
@@ -169,6 +169,14 @@ def _sweep_in_place(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Te
         if work.with_grad:
             out.copy_(z.scatter_add_(1, target, z.new_full(target.shape, -ce)))
     return torch.stack((divergence, cross_entropy, torch.zeros_like(divergence)))
+
+
+def _floored(z: Tensor, work: Work) -> Tensor:
+    return z.clamp(min=FLOOR) if work.masked else z
+
+
+def _floored_in_place(z: Tensor, work: Work) -> Tensor:
+    return z.clamp_(min=FLOOR) if work.masked else z
 
 
 def _centre(z: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Tile(NamedTuple):
 
 
 TILES: dict[int, dict[Kind, Tile]] = {
-    32: {"forward": Tile(128, 64, 8, 3), "dq": Tile(128, 64, 8, 3), "dkv": Tile(64, 128, 8, 3)},
+    32: {"forward": Tile(128, 64, 8, 3, 128), "dq": Tile(128, 64, 8, 3), "dkv": Tile(64, 128, 8, 3)},
     64: {"forward": Tile(128, 64, 8, 3, 128), "dq": Tile(128, 64, 8, 3), "dkv": Tile(64, 128, 8, 2)},
     128: {"forward": Tile(128, 64, 8, 3), "dq": Tile(128, 64, 8, 2), "dkv": Tile(32, 128, 8, 2)},
 }

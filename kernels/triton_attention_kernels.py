@@ -1,8 +1,8 @@
 """The Triton code of `triton_attention`: rotation, forward pass, and the two kernels of the backward pass.
 
 A head is held as two half tiles, so that rotating the pairs (i, i + Dh/2) needs no shuffle; halves are padded with zero
-columns to a power of two. Every kernel walks three ranges of blocks, and only the middle one, whose scores are all
-seen, goes without a mask.
+columns to a power of two. Every kernel has four bounds a ≤ b ≤ c ≤ d and walks its blocks twice: those of [b, c), where
+all scores are seen, without a mask, then those of [a, b) and [c, d) with one.
 
 Shapes: B rows, T tokens, H query heads, K key/value heads, G = H / K, Dh head width.
 """
@@ -78,17 +78,35 @@ def _scores(a1, a2, b1, b2, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _visible(rows, keys, since):
+def _visible(rows, keys, first, T):
     """True where a query sees a key: not after it, and not before its document."""
     seen = keys <= rows
-    if since is not None:
-        seen = seen & (keys >= since)
+    if first is not None:
+        seen = seen & (keys >= tl.load(first + rows, mask=rows < T, other=0))
     return seen
 
 
 @triton.jit
+def _walk(bounds, MASKED: tl.constexpr):
+    """Where to count from and to."""
+    a, b, c, d = bounds
+    if MASKED:
+        return a, b + d - c
+    else:
+        return b, c
+
+
+@triton.jit
+def _block(count, bounds, MASKED: tl.constexpr):
+    """The block at a count: the masked walk leaps over the middle."""
+    if MASKED:
+        count += tl.where(count < bounds[1], 0, bounds[2] - bounds[1])
+    return count
+
+
+@triton.jit
 def _key_ranges(first, start, T, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """Bounds of three ranges of keys for a block of queries: where documents begin, seen whole, the diagonal."""
+    """The bounds of keys for a block of queries: documents begin, all are seen, the diagonal, the end."""
     stop = tl.minimum(start + QUERIES, T)
     diagonal = start // KEYS * KEYS
     low = start * 0
@@ -102,7 +120,7 @@ def _key_ranges(first, start, T, QUERIES: tl.constexpr, KEYS: tl.constexpr):
 
 @triton.jit
 def _query_ranges(last, start, T, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """Bounds of three ranges of queries for a block of keys: the diagonal, seeing it whole, where documents end."""
+    """The bounds of queries for a block of keys: the diagonal, all see them, documents end, the end."""
     diagonal = start // QUERIES * QUERIES
     stop = T
     whole = T // QUERIES * QUERIES
@@ -127,17 +145,19 @@ def rotate_kernel(
 
 @triton.jit
 def _attend(
-    acc, top, total, q1, q2, k, k_t, v, v_t, rows, since, start, stop, T,
+    acc, top, total, q1, q2, k, k_t, v, v_t, rows, first, bounds, T,
     HEAD: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Takes a range of keys into the running sum, maximum (of scores in units of ln 2) and normaliser."""
     SCALE: tl.constexpr = 1.4426950408889634 * HEAD**-0.5
-    for n in tl.range(start, stop, KEYS):
+    start, stop = _walk(bounds, MASKED)
+    for count in tl.range(start, stop, KEYS):
+        n = _block(count, bounds, MASKED)
         k1, k2 = _load_head(k, k_t, n, T, KEYS, HEAD, q1.shape[1], MASKED)
         values = _load(v, v_t, n, T, KEYS, HEAD, acc.shape[1], MASKED)
         scores = _scores(q1, q2, k1, k2, PRECISION)  # (queries, KEYS)
         if MASKED:
-            scores = tl.where(_visible(rows, n + tl.arange(0, KEYS)[None, :], since), scores, float("-inf"))
+            scores = tl.where(_visible(rows, n + tl.arange(0, KEYS)[None, :], first, T), scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1) * SCALE)
         anchor = higher
         if MASKED:  # a query that has seen nothing yet would take −inf from −inf
@@ -166,20 +186,16 @@ def forward_kernel(
     q1, q2 = _load_head(q + b * q_b + h * q_h, q_t, start, T, QUERIES, HEAD, HALF, True)
     if cos is not None:
         q1, q2 = _turn(q1, q2, cos + b * c_b, sin + b * c_b, c_t, start, T, 1, HEAD)
-    since = first
     if first is not None:
         first += b * T
-        since = tl.load(first + rows, mask=rows < T, other=0)[:, None]
     bounds = _key_ranges(first, start, T, QUERIES, KEYS)
     acc = tl.zeros((QUERIES, 2 * HALF), lse.dtype.element_ty)
     top = tl.full((QUERIES,), float("-inf"), lse.dtype.element_ty)
     total = tl.zeros((QUERIES,), lse.dtype.element_ty)
-    for part in tl.static_range(3):
-        if part > 0 or first is not None:
-            acc, top, total = _attend(
-                acc, top, total, q1, q2, k, k_t, v, v_t, rows[:, None], since, bounds[part], bounds[part + 1], T,
-                HEAD, KEYS, part != 1, PRECISION,
-            )  # fmt: skip
+    for masked in tl.static_range(2):
+        acc, top, total = _attend(
+            acc, top, total, q1, q2, k, k_t, v, v_t, rows[:, None], first, bounds, T, HEAD, KEYS, masked, PRECISION
+        )
     total = tl.where(total == 0, 1.0, total)  # nothing seen gives zeros
     tl.store(lse + pid * T + rows, top + tl.log2(total), mask=rows < T)
     _store(out + (b * T * H + h) * HEAD, H * HEAD, start, T, acc / total[:, None], HEAD)
@@ -187,18 +203,20 @@ def forward_kernel(
 
 @triton.jit
 def _descend_queries(
-    dq1, dq2, q1, q2, dout, lse, delta, k, k_t, v, v_t, rows, since, start, stop, T,
+    dq1, dq2, q1, q2, dout, lse, delta, k, k_t, v, v_t, rows, first, bounds, T,
     HEAD: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds what a range of keys gives to dq·√Dh."""
     SCALE: tl.constexpr = 1.4426950408889634 * HEAD**-0.5
-    for n in tl.range(start, stop, KEYS):
+    start, stop = _walk(bounds, MASKED)
+    for count in tl.range(start, stop, KEYS):
+        n = _block(count, bounds, MASKED)
         k1, k2 = _load_head(k, k_t, n, T, KEYS, HEAD, q1.shape[1], MASKED)
         values = _load(v, v_t, n, T, KEYS, HEAD, dout.shape[1], MASKED)
         weights = tl.exp2(_scores(q1, q2, k1, k2, PRECISION) * SCALE - lse)  # (queries, KEYS)
         slope = weights * (tl.dot(dout, tl.trans(values), input_precision=PRECISION) - delta)
         if MASKED:
-            slope = tl.where(_visible(rows, n + tl.arange(0, KEYS)[None, :], since), slope, 0.0)
+            slope = tl.where(_visible(rows, n + tl.arange(0, KEYS)[None, :], first, T), slope, 0.0)
         slope = slope.to(k1.dtype)
         dq1 = _add_dot(dq1, slope, k1, PRECISION)
         dq2 = _add_dot(dq2, slope, k2, PRECISION)
@@ -227,20 +245,17 @@ def dq_kernel(
     if cos is not None:
         q1, q2 = _turn(q1, q2, cos + b * c_b, sin + b * c_b, c_t, start, T, 1, HEAD)
         _store_head(turned + pid * T * HEAD, HEAD, start, T, q1, q2, HEAD)
-    since = first
     if first is not None:
         first += b * T
-        since = tl.load(first + rows, mask=rows < T, other=0)[:, None]
     bounds = _key_ranges(first, start, T, QUERIES, KEYS)
     e = tl.load(lse + pid * T + rows, mask=rows < T, other=0.0)
     dq1 = tl.zeros((QUERIES, HALF), lse.dtype.element_ty)
     dq2 = tl.zeros((QUERIES, HALF), lse.dtype.element_ty)
-    for part in tl.static_range(3):
-        if part > 0 or first is not None:
-            dq1, dq2 = _descend_queries(
-                dq1, dq2, q1, q2, dout, e[:, None], d[:, None], k, k_t, v, v_t, rows[:, None], since,
-                bounds[part], bounds[part + 1], T, HEAD, KEYS, part != 1, PRECISION,
-            )  # fmt: skip
+    for masked in tl.static_range(2):
+        dq1, dq2 = _descend_queries(
+            dq1, dq2, q1, q2, dout, e[:, None], d[:, None], k, k_t, v, v_t, rows[:, None], first, bounds, T,
+            HEAD, KEYS, masked, PRECISION,
+        )  # fmt: skip
     dq1, dq2 = dq1 * HEAD**-0.5, dq2 * HEAD**-0.5
     if cos is not None:
         dq1, dq2 = _turn(dq1, dq2, cos + b * c_b, sin + b * c_b, c_t, start, T, -1, HEAD)
@@ -249,22 +264,21 @@ def dq_kernel(
 
 @triton.jit
 def _descend_keys(
-    dk1, dk2, dv, k1, k2, values, q, q_t, grad, g_t, lse, delta, first, keys, start, stop, T,
+    dk1, dk2, dv, k1, k2, values, q, q_t, grad, g_t, lse, delta, first, keys, bounds, T,
     HEAD: tl.constexpr, QUERIES: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds what a range of queries gives to dk·√Dh and dv; scores lie transposed."""
     SCALE: tl.constexpr = 1.4426950408889634 * HEAD**-0.5
-    for m in tl.range(start, stop, QUERIES):
+    start, stop = _walk(bounds, MASKED)
+    for count in tl.range(start, stop, QUERIES):
+        m = _block(count, bounds, MASKED)
         q1, q2 = _load_head(q, q_t, m, T, QUERIES, HEAD, k1.shape[1], MASKED)
         dout = _load(grad, g_t, m, T, QUERIES, HEAD, values.shape[1], MASKED)
         rows = m + tl.arange(0, QUERIES)[None, :]
         inside = rows < T if MASKED else None
         weights = tl.exp2(_scores(k1, k2, q1, q2, PRECISION) * SCALE - tl.load(lse + rows, mask=inside))
         if MASKED:
-            since = first
-            if first is not None:
-                since = tl.load(first + rows, mask=inside)
-            seen = inside & _visible(rows, keys, since)
+            seen = inside & _visible(rows, keys, first, T)
             weights = tl.where(seen, weights, 0.0)  # (keys, QUERIES)
         dv = _add_dot(dv, weights.to(dout.dtype), dout, PRECISION)
         slope = tl.dot(values, tl.trans(dout), input_precision=PRECISION)
@@ -301,11 +315,10 @@ def dkv_kernel(
     for g in tl.range(0, GROUPS):
         h = n * GROUPS + g
         line = (b * K * GROUPS + h) * T
-        for part in tl.static_range(3):
+        for masked in tl.static_range(2):
             dk1, dk2, vs = _descend_keys(
                 dk1, dk2, vs, k1, k2, values, q + b * q_b + h * q_h, q_t, grad + b * g_b + h * g_h, g_t,
-                lse + line, delta + line, first, keys, bounds[part], bounds[part + 1], T,
-                HEAD, QUERIES, part != 1, PRECISION,
+                lse + line, delta + line, first, keys, bounds, T, HEAD, QUERIES, masked, PRECISION,
             )  # fmt: skip
     dk1, dk2 = dk1 * HEAD**-0.5, dk2 * HEAD**-0.5
     if cos is not None:

@@ -1,7 +1,8 @@
 """The row work of the loss on a GPU: one program per row, two or three sweeps over its logits, the last writes.
 
 1. the log-sum-exps, online; 2. the value and the sums a slope needs, for those that need them first; 3. the slope,
-written over the student's logits. A row of 49,152 bf16 logits is 96 KiB, so the sweeps after the first find it in L2.
+written over the student's logits. A row of 49,152 bf16 logits is 96 KiB of the student's and as much of the teacher's:
+what later sweeps read again comes from L2 where the rows at work fit there.
 
 Shapes: C rows of a chunk, V vocabulary, k tokens of a sparse teacher, TILE tokens at a time.
 """
@@ -122,12 +123,13 @@ def _dense_rows(
     m_u, z_u = _nothing(ACC)
     for start in range(0, V, TILE):
         at = start + lanes
-        z = tl.load(s_ptr + at, mask=at < V, other=-float("inf")).to(ACC)
+        z = _load(s_ptr, at, V, MASKED, ACC)
         m_q, z_q = _grow(m_q, z_q, z * cool if TEMPERED else z)
         if TEMPERED:
             m_1, z_1 = _grow(m_1, z_1, z)
         if HAS_TEACHER:
-            t = _teacher(t_ptr, at, V, cool, TEMPERED, MASKED, ACC)
+            t = _load(t_ptr, at, V, MASKED, ACC)
+            t = t * cool if TEMPERED else t
             m_p, z_p = _grow(m_p, z_p, t)
             if KIND == "taid":
                 between = tl.where(at < V, (1 - mix) * (z * cool) + mix * t, -float("inf"))
@@ -148,8 +150,9 @@ def _dense_rows(
         along_p, mean_p = tl.zeros((), ACC), tl.zeros((), ACC)
         for start in range(0, V, TILE):
             at = start + lanes
-            log_q = _student(s_ptr, at, V, cool, TEMPERED, m_q, l_q, ACC)
-            log_t = _teacher(t_ptr, at, V, cool, TEMPERED, MASKED, ACC) - m_p - l_p
+            z, t = _load(s_ptr, at, V, MASKED, ACC), _load(t_ptr, at, V, MASKED, ACC)
+            log_q = (z * cool if TEMPERED else z) - m_q - l_q
+            log_t = (t * cool if TEMPERED else t) - m_p - l_p
             log_p = _aim(KIND, log_t, log_q, mix, m_p, l_p, m_q, l_q, m_u, l_u)
             term, by_q, by_p = _terms(KIND, log_p, log_q, mix)
             inside = at < V
@@ -171,18 +174,19 @@ def _dense_rows(
 
     # 3. the slope (and the value, where it was not needed before)
     target = tl.load(target_ptr + row).to(tl.int32)
-    at_target = tl.load(s_ptr + target).to(ACC)
+    at_target = _load(s_ptr, target, V, MASKED, ACC)
     if WITH_GRAD:
         tl.debug_barrier()  # its logit is about to be overwritten
     if WITH_GRAD or (HAS_TEACHER and not SUMS_FIRST):
         for start in range(0, V, TILE):
             at = start + lanes
             inside = at < V
-            z = tl.load(s_ptr + at, mask=inside, other=0.0).to(ACC)
+            z = _load(s_ptr, at, V, MASKED, ACC)
             grad = ce * tl.exp(z - m_1 - l_1)
             if HAS_TEACHER:
                 log_q = (z * cool if TEMPERED else z) - m_q - l_q
-                log_t = _teacher(t_ptr, at, V, cool, TEMPERED, MASKED, ACC) - m_p - l_p
+                t = _load(t_ptr, at, V, MASKED, ACC)
+                log_t = (t * cool if TEMPERED else t) - m_p - l_p
                 log_p = _aim(KIND, log_t, log_q, mix, m_p, l_p, m_q, l_q, m_u, l_u)
                 term, by_q, _ = _terms(KIND, log_p, log_q, mix)
                 if not SUMS_FIRST:
@@ -210,9 +214,9 @@ def _sparse_rows(
     named = top < k
     ids = tl.load(id_ptr + row * k + top, mask=named, other=0)
     log_k = tl.load(log_prob_ptr + row * k + top, mask=named, other=-float("inf")).to(ACC)
-    z_k = tl.load(s_ptr + ids, mask=named, other=-float("inf")).to(ACC)
+    z_k = tl.where(named, _load(s_ptr, ids, V, True, ACC), -float("inf"))
     target = tl.load(target_ptr + row).to(tl.int32)
-    at_target = tl.load(s_ptr + target).to(ACC)
+    at_target = _load(s_ptr, target, V, True, ACC)
     tl.debug_barrier()  # everybody has read before anybody writes
     tl.store(s_ptr + ids, -float("inf"), mask=named)
     tl.debug_barrier()
@@ -285,19 +289,12 @@ def _grow(m, z, x):
 
 
 @triton.jit
-def _student(s_ptr, at, V, cool, TEMPERED: tl.constexpr, m, log_z, ACC: tl.constexpr):
-    """log q of a tile."""
-    z = tl.load(s_ptr + at, mask=at < V, other=0.0).to(ACC)
-    return (z * cool if TEMPERED else z) - m - log_z
-
-
-@triton.jit
-def _teacher(t_ptr, at, V, cool, TEMPERED: tl.constexpr, MASKED: tl.constexpr, ACC: tl.constexpr):
-    """The teacher's logits of a tile, at τ."""
-    t = tl.load(t_ptr + at, mask=at < V, other=-float("inf")).to(ACC)
+def _load(ptr, at, V, MASKED: tl.constexpr, ACC: tl.constexpr):
+    """The logits of a tile, −inf outside of the vocabulary."""
+    x = tl.load(ptr + at, mask=at < V, other=-float("inf")).to(ACC)
     if MASKED:
-        t = tl.where(at < V, tl.maximum(t, FLOOR), t)
-    return t * cool if TEMPERED else t
+        x = tl.where(at < V, tl.maximum(x, FLOOR), x)
+    return x
 
 
 @triton.jit

@@ -589,6 +589,23 @@ def test_inputs_without_gradients_make_no_gradient(watch):
     assert (1000, 16) not in watch.shapes
 
 
+def test_a_first_call_in_inference_mode_spoils_no_later_one():
+    case = make()
+    expected = run(case, **MIX)
+    module.forget_workspace()
+    with torch.inference_mode():
+        linear_divergence(*case.args, **MIX)
+    torch.testing.assert_close(run(case, **MIX)[1:], expected[1:])
+
+
+def test_what_an_earlier_call_left_behind_changes_nothing():
+    small, large = make(N=9, V=40), make()
+    expected = run(small, **MIX)
+    run(large, **MIX)
+    again = run(small, **MIX)
+    assert all(torch.equal(a, b) for a, b in zip(expected[1:], again[1:], strict=True))
+
+
 def test_a_known_count_changes_nothing():
     case = make()
     expected = run(case, **MIX)

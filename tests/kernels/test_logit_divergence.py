@@ -8,7 +8,6 @@ from tutelage.kernels import dispatch, reference
 from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.logit_divergence import logit_divergence
 from tutelage.kernels.reference import IGNORE
-from tutelage.kernels.rows import TopK
 
 MIX = {"temperature": 2.0, "kd_weight": 0.8, "ce_weight": 0.2}
 
@@ -75,6 +74,31 @@ def test_masked_tokens_of_the_teacher():
     keep = targets != IGNORE
     torch.testing.assert_close(out.total, reference.forward_kl(s[keep], t[keep]).sum())
     assert s.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_masked_in_both_and_rows_masked_whole_stay_finite(kind):
+    s, t, targets = dense()
+    s, t = s.detach().clone(), t.clone()
+    s[:, ::3] = t[:, ::3] = -torch.inf
+    s[4], t[5] = -torch.inf, -torch.inf
+    s[6] = t[6] = -torch.inf
+    targets.clamp_(min=0)
+    out = logit_divergence(s.requires_grad_(), t, targets, kind=kind, **MIX)
+    out.total.backward()
+    assert out.total.isfinite()
+    assert s.grad.isfinite().all()
+
+
+def test_tokens_masked_in_both_count_for_nothing():
+    s, t, targets = dense()
+    s, t = s.detach().clone(), t.clone()
+    keep = torch.arange(101) % 3 > 0
+    targets = torch.where(targets >= 0, targets // 3 * 3 % 99 + 1, targets)
+    narrow = logit_divergence(s[:, keep], t[:, keep], torch.where(targets >= 0, targets // 3 * 2, targets), **MIX)
+    s[:, ~keep] = t[:, ~keep] = -torch.inf
+    masked = logit_divergence(s, t, targets, **MIX)
+    torch.testing.assert_close((masked.divergence, masked.cross_entropy), (narrow.divergence, narrow.cross_entropy))
 
 
 def test_without_a_teacher_it_is_the_cross_entropy():

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tutelage.kernels import dispatch
 from tutelage.kernels.attention import documents
+from tutelage.kernels.linear_divergence import DenseTeacher, linear_divergence
 from tutelage.student.config import StudentOptions, resolve
 from tutelage.student.decoder import Decoder
 from tutelage.student.layers import rope_table, sinusoids
@@ -238,3 +240,28 @@ def test_the_same_seed_gives_the_same_weights():
 def make_fresh(seed):
     torch.manual_seed(seed)
     return Decoder(TINY)
+
+
+@pytest.mark.parametrize("impl", ["eager", "triton"])
+def test_student_and_loss_compile_to_one_graph(impl):
+    """Packed documents, rotation and the fused loss: no break, and the gradients of the uncompiled step."""
+    torch._dynamo.reset()
+    dispatch.use(impl)
+    model, tokens = make(), some_tokens(2, 12)
+    segments = (torch.arange(12) // 5).repeat(2, 1)
+    teacher = DenseTeacher(torch.randn(24, 6), torch.randn(50, 6))
+
+    def loss(tokens, segments, t_hidden, t_head):
+        hidden = model(tokens, segments=segments).hidden.flatten(0, 1)
+        out = linear_divergence(
+            hidden, model.head, DenseTeacher(t_hidden, t_head), tokens.flatten(), ce_weight=0.2, vocab_size=50
+        )
+        return out.total
+
+    gradients = []
+    for step in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        step(tokens, segments, *teacher[:2]).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    dispatch.use("auto")
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)

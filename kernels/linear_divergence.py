@@ -169,7 +169,7 @@ def sweep(
         mine = picked[start : start + chunk]
         x = hidden[mine].to(dtype)  # (C, D)
         s = torch.mm(x, weight.t(), out=logits[: len(mine)])  # (C, ≥V)
-        for s_block, of_block in zip(s.split(block), mine.split(block), strict=True):
+        for s_block, of_block in zip(torch.split(s, block), torch.split(mine, block), strict=True):
             asked = _of_block(teacher, of_block, t_logits)
             sums += row_work(impl)(s_block, asked, targets[of_block], knobs, work)
         if work.with_grad:  # s now holds the gradient

@@ -55,9 +55,8 @@ ChunkTeacher = Tensor | TopK | None
 def eager(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 0) -> Tensor:
     """Sums over a chunk `(3,)`: divergence, cross-entropy and ∂D/∂τ; `s (C, ≥V)` becomes ∂total/∂s if so wanted."""
     fast = not isinstance(teacher, TopK) and not work.by_temperature and (teacher is None or work.kind == "forward_kl")
-    return (_sweep_in_place if fast else _sweep)(
-        s, teacher, targets, knobs, work, rows or SLICE[s.device.type == "cpu"]
-    )
+    rows = rows or (8 if s.device.type == "cpu" else 128)
+    return (_sweep_in_place if fast else _sweep)(s, teacher, targets, knobs, work, rows)
 
 
 def compile(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 16) -> Tensor:

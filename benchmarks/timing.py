@@ -1,4 +1,4 @@
-"""Interleaved timing and peak memory of callables in one process, and where they ran."""
+"""Interleaved timing and peak memory of callables in one process, on a CPU or a GPU, and where they ran."""
 
 import ctypes
 import gc
@@ -10,11 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+Lap = Callable[[], None]
+"""Marks a moment. What is timed calls it where it starts, between its parts, and where it ends."""
+Quantiles = tuple[float, float, float]
+"""p20, p50 and p80."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,9 @@ class Output:
     """Append the result as a line of JSON to this file, e.g. benchmarks/results/history.jsonl."""
 
 
-def publish(benchmark: str, result: Mapping[str, Any], output: Output) -> bool:
+def publish(benchmark: str, result: Mapping[str, Any], output: Output, device: str = "cpu") -> bool:
     """Prints and keeps a result as `output` says; tells whether a table is still wanted."""
-    line = json.dumps({"benchmark": benchmark, "device": device_line(), **result})
+    line = json.dumps({"benchmark": benchmark, "device": device_line(device), **result})
     if output.json:
         print(line)
     if output.history:
@@ -40,21 +46,84 @@ def publish(benchmark: str, result: Mapping[str, Any], output: Output) -> bool:
     return not output.json
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float, float]]:
+def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, Quantiles]:
     """Seconds (p20, p50, p80) of each callable; all of them in turn, `repeats` rounds after a warm-up round."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    whole = {name: (lambda lap, run=run: (lap(), run(), lap())) for name, run in runs.items()}
+    return {name: quantiles(rounds[:, 0]) for name, rounds in laps(whole, repeats, device, rotate=False).items()}
+
+
+def laps(
+    runs: Mapping[str, Callable[[Lap], object]], repeats: int, device: str = "cpu", rotate: bool = True
+) -> dict[str, np.ndarray]:
+    """Seconds from lap to lap of each callable, `(repeats, laps − 1)`; all in turn, after a warm-up round.
+
+    What stands before a callable's first lap is not counted. `rotate` starts each round with the next one, so that
+    nobody always runs after the same neighbour.
+    """
+    seconds: dict[str, list[list[float]]] = {name: [] for name in runs}
+    names = list(runs)
     for turn in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
+        first = turn % len(names) if rotate and names else 0
+        for name in names[first:] + names[:first]:
+            clock = _Clock(device)
+            runs[name](clock.lap)
             if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: tuple(np.percentile(values, [20, 50, 80])) for name, values in seconds.items()}
+                seconds[name].append(clock.seconds())
+    return {name: np.array(rounds) for name, rounds in seconds.items()}
 
 
-def extra_memory(run: Callable[[], object]) -> int:
-    """Bytes by which the resident set peaks over where it stood, sampled every millisecond."""
+class _Clock:
+    """A stopwatch: the host's on a CPU, events in the stream on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.marks: list[Any] = []
+        if device == "cuda":
+            # Empties the L2 cache, and keeps the GPU busy while the host queues what is timed: without it a kernel of
+            # a tenth of a millisecond would be timed by how fast Python launches it.
+            block = torch.empty(256 << 20, dtype=torch.uint8, device=device)
+            for _ in range(8):
+                block.zero_()
+
+    def lap(self) -> None:
+        """Marks this moment."""
+        if self.device == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between each mark and the next."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            return [start.elapsed_time(end) / 1e3 for start, end in pairwise(self.marks)]
+        return [end - start for start, end in pairwise(self.marks)]
+
+
+def quantiles(seconds: np.ndarray) -> Quantiles:
+    """p20, p50 and p80."""
+    low, middle, high = np.percentile(seconds, [20, 50, 80])
+    return float(low), float(middle), float(high)
+
+
+def extra_memory(run: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes by which memory peaks over where it stood: PyTorch's on a GPU, else the resident set, every millisecond."""
     gc.collect()
+    return _extra_allocated(run) if device == "cuda" else _extra_resident(run)
+
+
+def _extra_allocated(run: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _extra_resident(run: Callable[[], object]) -> int:
     ctypes.CDLL(None).malloc_trim(0)  # or memory freed by others would hide what this one needs
     before, peak, done = _resident(), 0, threading.Event()
 
@@ -65,9 +134,11 @@ def extra_memory(run: Callable[[], object]) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    run()
-    done.set()
-    watcher.join()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
     return max(peak, _resident()) - before
 
 
@@ -76,13 +147,18 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def device_line() -> str:
+def device_line(device: str = "cpu") -> str:
     """Device, versions and date: what stands beside every figure."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, {date.today().isoformat()}"
+    if device == "cuda":
+        name = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    else:
+        name = f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}, {date.today().isoformat()}"
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
 
 
 def _resident() -> int:

@@ -213,6 +213,7 @@ def growth_chart(chart: Any, rows: Sequence[MemoryRow]) -> None:
     tokens, hidden = zip(*sorted({(row.tokens, row.hidden_bytes / 1e6) for row in rows}), strict=True)
     chart.plot(tokens, hidden, color="grey", ls=":", label="hidden states, N·D")
     chart.set(xlabel="tokens N", xlim=(0, None), ylim=(0, None))
+    chart.locator_params(axis="x", nbins=5)  # their numbers would run into each other
     chart.set_title(f"memory, V={rows[0].vocab} D={rows[0].student}: extra MB", fontsize=9, loc="left")
     chart.legend(fontsize=7)
     chart.grid(alpha=0.3)

@@ -46,7 +46,6 @@ def pick(op: str, impl: Impl, tensor: Tensor, able: bool = True) -> Impl:
     return found
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compiled code keeps what it was traced with
 def _resolve(op: str, impl: Impl, device: str, able: bool) -> Impl:
     asked = _known(impl, "impl")
     if asked == "auto":
@@ -58,6 +57,11 @@ def _resolve(op: str, impl: Impl, device: str, able: bool) -> Impl:
         raise UserError(f"{op}: impl '{picked}' needs {lack}; the tensors are on '{device}': choose impl 'auto'")
     _announce(op, picked, device, logging.INFO if device == "cuda" and not able else logging.DEBUG)
     return picked
+
+
+# Compiled code keeps the choice it was traced with. This is what torch.compiler.assume_constant_result does, but for
+# importing torch._dynamo, which takes longer than all else here.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

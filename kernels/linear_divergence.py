@@ -25,6 +25,8 @@ CHUNK = {"cpu": 2048, "cuda": 1024}
 """Tokens whose student logits are held at a time, where nobody says."""
 T_BLOCK = {"cpu": 512}
 """Tokens whose teacher logits are; on a CPU fewer, as they feed one matmul only."""
+STRIP = 8192
+"""Columns of ∂head that are summed at a time on a CPU."""
 _kept = threading.local()
 
 
@@ -214,7 +216,7 @@ def forget_workspace() -> None:
 def _of_block(teacher: DenseTeacher | TopK | None, mine: Tensor, buffer: Tensor) -> ChunkTeacher:
     """The teacher's side of the rows with these indices `(C,)`; logits `(C, V)` go into the buffer."""
     if not isinstance(teacher, DenseTeacher):
-        return None if teacher is None else TopK(teacher.ids[mine], teacher.log_probs[mine])
+        return rows.take(teacher, mine)
     t = torch.mm(teacher.hidden[mine].to(buffer.dtype), teacher.head.t(), out=buffer[: len(mine)])
     if teacher.bias is not None:
         t.add_(teacher.bias[: t.shape[1]])
@@ -247,7 +249,9 @@ def _add_product(d_head: Tensor, x: Tensor, s: Tensor, first: bool) -> None:
     elif d_head.dtype == s.dtype:
         d_head.addmm_(left, right)
     elif cpu:
-        d_head.copy_(left @ right) if first else d_head.add_(left @ right)
+        for columns in range(0, d_head.shape[1], STRIP):  # a product that stays in cache until it is added
+            share, part = left @ right[:, columns : columns + STRIP], d_head[:, columns : columns + STRIP]
+            part.copy_(share) if first else part.add_(share)
     else:
         torch.addmm(d_head, left, right, out_dtype=d_head.dtype, beta=0 if first else 1, out=d_head)
 

@@ -12,7 +12,7 @@ from tutelage.kernels import checks
 from tutelage.kernels.dispatch import Impl, pick
 from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.linear_divergence import LossSums, counted, knobs_of, row_work, totals_of
-from tutelage.kernels.rows import ChunkTeacher, TopK, Work
+from tutelage.kernels.rows import ChunkTeacher, TopK, Work, take
 
 
 def logit_divergence(
@@ -80,15 +80,7 @@ def _logit_divergence(
         checks.no_nan(teacher, picked)
     whole = len(picked) == len(logits)
     s = logits.clone(memory_format=torch.contiguous_format) if whole else logits[picked]
-    if not whole:
-        teacher = (
-            TopK(*(x[picked] for x in teacher))
-            if isinstance(teacher, TopK)
-            else teacher
-            if teacher is None
-            else teacher[picked]
-        )
-    sums = row_work(impl)(s, teacher, targets[picked], knobs, work)
+    sums = row_work(impl)(s, teacher if whole else take(teacher, picked), targets[picked], knobs, work)
     total, parts, d_knobs = totals_of(sums, knobs, len(picked), with_grad)
     if not with_grad:
         return total, parts, logits.new_empty(0), d_knobs

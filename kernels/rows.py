@@ -52,6 +52,13 @@ ChunkTeacher = Tensor | TopK | None
 """The teacher of a chunk: its logits `(C, V)`, its top k, or nobody."""
 
 
+def take(teacher: ChunkTeacher, rows: Tensor | slice) -> ChunkTeacher:
+    """The teacher's side of these rows alone."""
+    if isinstance(teacher, TopK):
+        return TopK(teacher.ids[rows], teacher.log_probs[rows])
+    return None if teacher is None else teacher[rows]
+
+
 def eager(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 0) -> Tensor:
     """Sums over a chunk `(3,)`: divergence, cross-entropy and ∂D/∂τ; `s (C, ≥V)` becomes ∂total/∂s if so wanted."""
     fast = not isinstance(teacher, TopK) and not work.by_temperature and (teacher is None or work.kind == "forward_kl")

@@ -1,6 +1,8 @@
 """Which implementation is chosen, by whom, and what happens where it cannot be had."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -68,3 +70,13 @@ def test_the_choice_is_logged_once(caplog):
         dispatch._resolve("other", "auto", "cuda", able=False)
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert said == [("DEBUG", "op on cpu: eager"), ("INFO", "other on cuda: eager")]
+
+
+def test_the_kernels_are_imported_without_triton_or_the_compiler():
+    """They take longer than everything else a decoder needs; who trains or compiles gets them then."""
+    code = (
+        "import sys, tutelage.kernels.attention, tutelage.kernels.logit_divergence;"
+        "sys.exit(', '.join({'triton', 'torch._dynamo'} & {*sys.modules}) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

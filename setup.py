@@ -55,6 +55,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["tutelage*"]),
+    package_data={"tutelage.kernels": ["*.cpp"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={

@@ -23,6 +23,12 @@ def options(kind: str, mix: Tensor | float | None, temperature: Tensor | float, 
         raise ValueError("a temperature cannot be learned from top-k log-probabilities, which hold for one temperature")
 
 
+def accumulation(asked: torch.dtype, *possible: torch.dtype) -> None:
+    """The dtype that ∂head is summed in."""
+    if asked not in possible:
+        raise ValueError(f"accum_dtype must be {' or '.join(map(str, possible))}, got {asked}")
+
+
 def sizes(hidden: Tensor, head: Tensor, targets: Tensor, vocab_size: int) -> None:
     """`hidden (N, D)`, `head (≥V, D)`, `targets (N,)`."""
     seen = _seen(hidden=hidden, head=head, targets=targets)

@@ -1,12 +1,12 @@
 """Which implementation of an op runs. It is chosen here, logged once, and never silently another.
 
-`auto` is Triton on a GPU that has it and plain PyTorch elsewhere. An explicit choice is an argument `impl=`, else what
-`use` set (the flag `--impl`), else $TUTELAGE_IMPL; where it cannot be honoured it is an error.
+`auto` is the fastest that starts at once: Triton on a GPU that has it; on a CPU our C++ where an op has some and this
+machine can compile it, which is part of `compile`; else plain PyTorch. An explicit choice is an argument `impl=`, else
+what `use` set (the flag `--impl`), else $TUTELAGE_IMPL; where it cannot be honoured it is an error.
 """
 
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import UserError
+from tutelage.kernels.native import NO_COMPILER, compiler, library
 
 Impl = Literal["auto", "triton", "eager", "compile"]
 IMPLS: tuple[Impl, ...] = ("auto", "triton", "eager", "compile")
@@ -32,36 +33,47 @@ def use(impl: Impl, device: str = "cpu") -> Impl:
     """
     global _chosen
     _chosen = None if _known(impl, "impl") == "auto" else impl
-    found: Impl = _resolve("kernels", "auto", device, True)
+    found: Impl = _resolve("kernels", "auto", device, True, True)
     return found
 
 
-def pick(op: str, impl: Impl, tensor: Tensor, able: bool = True) -> Impl:
+def pick(op: str, impl: Impl, tensor: Tensor, able: bool = True, native: bool = False) -> Impl:
     """The implementation of an op where this tensor is: "triton", "eager" or "compile".
 
-    `auto` passes by a Triton kernel that is not `able` to do it, and says so. Raises UserError where an explicit
-    choice can't be honoured.
+    `auto` passes by a Triton kernel that is not `able` to do it, and C++ that cannot be compiled, and says so; `native`
+    tells that there is some. Raises UserError where an explicit choice can't be honoured.
     """
-    found: Impl = _resolve(op, impl, tensor.device.type, able)
+    found: Impl = _resolve(op, impl, tensor.device.type, able, native)
     return found
 
 
-def _resolve(op: str, impl: Impl, device: str, able: bool) -> Impl:
+def _resolve(op: str, impl: Impl, device: str, able: bool, native: bool) -> Impl:
     asked = _known(impl, "impl")
     if asked == "auto":
         asked = _chosen or _known(os.environ.get(VARIABLE) or "auto", f"${VARIABLE}")
-    picked = asked
+    picked, lack = asked, lacks(asked, device)
     if asked == "auto":
-        picked = "triton" if able and device == "cuda" and not lacks("triton", device) else "eager"
-    if lack := lacks(picked, device):
+        picked, lack = best(device, able, native)
+    elif lack:
         raise UserError(f"{op}: impl '{picked}' needs {lack}; the tensors are on '{device}': choose impl 'auto'")
-    _announce(op, picked, device, logging.INFO if device == "cuda" and not able else logging.DEBUG)
+    _announce(op, picked, device, lack)
     return picked
 
 
 # Compiled code keeps the choice it was traced with. This is what torch.compiler.assume_constant_result does, but for
 # importing torch._dynamo, which takes longer than all else here.
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def best(device: str, able: bool = True, native: bool = True) -> tuple[Impl, str | None]:
+    """What `auto` means, see `pick`, and what stands in the way of better."""
+    if device == "cuda":
+        lack = lacks("triton", device) if able else "a kernel for these shapes or this dtype"
+        return ("eager" if lack else "triton"), lack
+    if device == "cpu" and native:
+        found = library()
+        return ("eager", found) if isinstance(found, str) else ("compile", None)
+    return "eager", None
 
 
 @cache
@@ -82,14 +94,15 @@ def lacks(impl: Impl, device: str) -> str | None:
         if find_spec("triton") is None:
             return "the package triton (pip install triton)"
         return None if device == "cuda" or interpreted() else "a CUDA device (or TRITON_INTERPRET=1, for tests)"
-    if impl == "compile" and device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        return "a C++ compiler (g++, or what $CXX names)"
-    return None
+    return NO_COMPILER if impl == "compile" and device == "cpu" and not compiler() else None
 
 
 @cache
-def _announce(op: str, impl: Impl, device: str, level: int) -> None:
-    logger.log(level, "%s on %s: %s", op, device, impl)
+def _announce(op: str, impl: Impl, device: str, lack: str | None) -> None:
+    if lack:
+        logger.info("%s on %s: %s, as something faster needs %s", op, device, impl, lack)
+    else:
+        logger.debug("%s on %s: %s", op, device, impl)
 
 
 def _known(impl: str, source: str) -> Impl:

@@ -23,8 +23,8 @@ from tutelage.kernels.rows import ChunkTeacher, Knobs, TopK, Work
 
 CHUNK = {"cpu": 2048, "cuda": 1024}
 """Tokens whose student logits are held at a time, where nobody says."""
-T_BLOCK = {"cpu": 512}
-"""Tokens whose teacher logits are; on a CPU fewer, as they feed one matmul only."""
+T_BLOCKS = {"cpu": 4}
+"""Parts of a chunk whose teacher logits are made and used up one after the other; a GPU makes them at once."""
 STRIP = 8192
 """Columns of ∂head that are summed at a time on a CPU."""
 _kept = threading.local()
@@ -41,6 +41,18 @@ class DenseTeacher(NamedTuple):
     bias: Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How it is computed, which changes roundings, time and memory."""
+
+    compute_dtype: torch.dtype
+    chunk_size: int
+    accum_dtype: torch.dtype
+    count: int | None
+    check_values: bool
+    impl: str
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,7 @@ def linear_divergence(
     vocab_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
     chunk_size: int | None = None,
+    accum_dtype: torch.dtype | None = None,
     count: int | None = None,
     check_values: bool | None = None,
     impl: Impl = "auto",
@@ -78,11 +91,11 @@ def linear_divergence(
     `divergences.py`, `mix` is its λ or β. Rows whose target is IGNORE count for nothing and reach no matmul; who knows
     how many others there are passes `count`, or a GPU is waited for once. Head rows from `vocab_size` on are padding:
     never scored, gradient zero. A temperature that requires a gradient gets it. Matmuls run in `compute_dtype`
-    (default: the autocast dtype, else that of `hidden`), statistics in fp32 (fp64 for fp64). Raises ValueError, naming
+    (default: the autocast dtype, else that of `hidden`), statistics in fp32 (fp64 for fp64). ∂head is summed over
+    chunks in fp32 too, unless `accum_dtype` asks for the compute dtype, which is leaner. Raises ValueError, naming
     shapes, before any work; values (a teacher's NaN, ids) are looked at on CPUs, and on GPUs only where `check_values`.
     """
     vocab_size = head.shape[0] if vocab_size is None else vocab_size
-    impl = pick("linear_divergence", impl, hidden)
     checks.sizes(hidden, head, targets, vocab_size)
     checks.options(kind, mix, temperature, sparse=isinstance(teacher, TopK))
     dtype = compute_dtype or _default_dtype(hidden)
@@ -92,13 +105,16 @@ def linear_divergence(
         checks.dense(hidden, dense.hidden, dense.head, dense.bias, vocab_size)
     if top is not None:
         checks.sparse(hidden, top.ids, top.log_probs, vocab_size)
+    checks.accumulation(accum_dtype or dtype, dtype, statistics_dtype(dtype))
     knobs = knobs_of(kd_weight, ce_weight, temperature, KINDS[kind].mix if mix is None else mix, hidden.device, dtype)
+    impl = pick("linear_divergence", impl, hidden, native=rows.native(kind, teacher, knobs.requires_grad, dtype))
     total, parts, *_ = torch.ops.tutelage.linear_divergence(
         hidden, head, targets, knobs,
         *((None, None, None, 1.0, None) if dense is None else dense),
         *((None, None) if top is None else top),
         kind, vocab_size, dtype,
         chunk_size or CHUNK.get(hidden.device.type, 1024),
+        accum_dtype or statistics_dtype(dtype),
         not isinstance(temperature, float | int) or temperature != 1,
         # Inside a custom op grad mode is off, so the decision is made here and handed in.
         torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad or knobs.requires_grad),
@@ -125,6 +141,7 @@ def _linear_divergence(
     vocab_size: int,
     dtype: torch.dtype,
     chunk_size: int,
+    accum_dtype: torch.dtype,
     tempered: bool,
     with_grad: bool,
     by_temperature: bool,
@@ -136,8 +153,9 @@ def _linear_divergence(
     dense = None if t_hidden is None or t_head is None else DenseTeacher(t_hidden, t_head, t_bias, t_scale, t_cap)
     top = None if t_ids is None or t_log_probs is None else TopK(t_ids, t_log_probs)
     work = Work(kind, vocab_size, tempered, with_grad, by_temperature, masked=t_bias is not None)
+    plan = Plan(dtype, chunk_size, accum_dtype, count, check_values, impl)
     with torch.autocast(hidden.device.type, enabled=False):  # the dtypes given are meant
-        return sweep(hidden, head, dense or top, targets, knobs, work, dtype, chunk_size, count, check_values, impl)
+        return sweep(hidden, head, dense or top, targets, knobs, work, plan)
 
 
 def sweep(
@@ -147,25 +165,25 @@ def sweep(
     targets: Tensor,
     knobs: Tensor,
     work: Work,
-    dtype: torch.dtype,
-    chunk_size: int,
-    count: int | None,
-    check_values: bool,
-    impl: str,
+    plan: Plan,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The whole computation, chunk by chunk; see `_linear_divergence`."""
-    picked = counted(targets, count)  # ignored rows never reach a matmul
-    if check_values:
+    dtype = plan.compute_dtype
+    picked = counted(targets, plan.count)  # ignored rows never reach a matmul
+    if plan.check_values:
         _check_values(teacher, picked, work.vocab_size)
     weight = head.to(dtype)
     if isinstance(teacher, DenseTeacher):
         teacher = teacher._replace(head=teacher.head[: work.vocab_size].to(dtype))
-    chunk = max(1, -(-len(picked) // max(1, -(-len(picked) // chunk_size))))  # equal ones, none over the limit
-    block = min(chunk, T_BLOCK.get(hidden.device.type, chunk))
+    chunk = max(1, -(-len(picked) // max(1, -(-len(picked) // plan.chunk_size))))  # equal ones, none over the limit
+    block = -(-chunk // T_BLOCKS.get(hidden.device.type, 1))
     logits = workspace("student", chunk, len(weight), weight)
     t_logits = workspace("teacher", block if isinstance(teacher, DenseTeacher) else 0, work.vocab_size, weight)
     sums = torch.zeros(3, dtype=knobs.dtype, device=hidden.device)
-    d_hidden, d_head = _gradients(hidden, head, dtype, chunk_size, work.with_grad, whole=len(picked) == len(hidden))
+    d_hidden = hidden.new_empty(hidden.shape if work.with_grad else 0)
+    if len(picked) < len(hidden):
+        d_hidden.zero_()
+    d_head = _HeadGradient(plan.accum_dtype if chunk < len(picked) else dtype)
 
     for start in range(0, len(picked), chunk):
         mine = picked[start : start + chunk]
@@ -173,16 +191,14 @@ def sweep(
         s = torch.mm(x, weight.t(), out=logits[: len(mine)])  # (C, ≥V)
         for s_block, of_block in zip(torch.split(s, block), torch.split(mine, block), strict=True):
             asked = _of_block(teacher, of_block, t_logits)
-            sums += row_work(impl)(s_block, asked, targets[of_block], knobs, work)
+            sums += row_work(plan.impl)(s_block, asked, targets[of_block], knobs, work)
         if work.with_grad:  # s now holds the gradient
             s[:, work.vocab_size :] = 0
             d_hidden[mine] = torch.mm(s, weight).to(hidden.dtype)
-            _add_product(d_head, x, s, first=start == 0)
+            d_head.add(x, s)
 
     total, parts, d_knobs = totals_of(sums, knobs, len(picked), work.with_grad)
-    if work.with_grad and not len(picked):
-        d_head.zero_()
-    return total, parts, d_hidden, d_head, d_knobs
+    return total, parts, d_hidden, d_head.total(weight) if work.with_grad else weight.new_empty(0), d_knobs
 
 
 def _check_values(teacher: DenseTeacher | TopK | None, picked: Tensor, vocab_size: int) -> None:
@@ -225,35 +241,51 @@ def _of_block(teacher: DenseTeacher | TopK | None, mine: Tensor, buffer: Tensor)
     return t if teacher.cap is None else t.div_(teacher.cap).tanh_().mul_(teacher.cap)
 
 
-def _gradients(
-    hidden: Tensor, head: Tensor, dtype: torch.dtype, chunk_size: int, with_grad: bool, whole: bool
-) -> tuple[Tensor, Tensor]:
-    """Room for ∂hidden `(N, D)` and ∂head, `(D, ≥V)` on a CPU, `(≥V, D)` elsewhere: as its matmul is fastest.
+class _HeadGradient:
+    """∂head, the sum of sᵀ·x over chunks, `(D, ≥V)` on a CPU and `(≥V, D)` elsewhere: as its matmul is fastest.
 
-    ∂head of several chunks is summed in fp32; that of one stays as the matmul gives it.
+    Where the sum has a better dtype than the products, a CPU adds them in strips of columns: a product stays in cache
+    until it is added, and a strip of the sum is gone before the next one is rounded.
     """
-    if not with_grad:
-        return hidden.new_empty(0), head.new_empty(0)
-    shape = head.shape[::-1] if head.device.type == "cpu" else head.shape
-    d_head_dtype = dtype if len(hidden) <= chunk_size else statistics_dtype(dtype)
-    d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    return d_hidden if whole else d_hidden.zero_(), head.new_empty(shape, dtype=d_head_dtype)
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.sums: list[Tensor] = []
 
-def _add_product(d_head: Tensor, x: Tensor, s: Tensor, first: bool) -> None:
-    """Adds sᵀ·x of a chunk, `x (C, D)` and `s (C, ≥V)`, to ∂head; the first one needs no zeros to be added to."""
-    cpu = d_head.device.type == "cpu"
-    left, right = (x.t().contiguous(), s) if cpu else (s.t(), x)  # on a CPU (D, ≥V) is a third faster than (≥V, D)
-    if first and d_head.dtype == s.dtype:
-        torch.mm(left, right, out=d_head)
-    elif d_head.dtype == s.dtype:
-        d_head.addmm_(left, right)
-    elif cpu:
-        for columns in range(0, d_head.shape[1], STRIP):  # a product that stays in cache until it is added
-            share, part = left @ right[:, columns : columns + STRIP], d_head[:, columns : columns + STRIP]
-            part.copy_(share) if first else part.add_(share)
-    else:
-        torch.addmm(d_head, left, right, out_dtype=d_head.dtype, beta=0 if first else 1, out=d_head)
+    def add(self, x: Tensor, s: Tensor) -> None:
+        """Of one chunk: `x (C, D)`, `s (C, ≥V)`."""
+        if s.device.type != "cpu":
+            self._add(0, s.t(), x)
+            return
+        left = x.t().contiguous()
+        for strip, columns in enumerate(torch.split(s, STRIP if self.dtype != s.dtype else s.shape[1], dim=1)):
+            self._add(strip, left, columns)
+
+    def _add(self, strip: int, left: Tensor, right: Tensor) -> None:
+        if strip == len(self.sums):
+            self.sums.append((left @ right).to(self.dtype))
+        elif self.dtype == left.dtype:
+            self.sums[strip].addmm_(left, right)
+        elif left.device.type == "cpu":
+            self.sums[strip].add_(left @ right)
+        else:
+            torch.addmm(self.sums[strip], left, right, out_dtype=self.dtype, out=self.sums[strip])
+
+    def total(self, weight: Tensor) -> Tensor:
+        """The sum in the dtype of the head's `weight (≥V, D)`; it is then no longer here."""
+        if len(self.sums) == 1:
+            return self.sums.pop().to(weight.dtype)
+        whole = self.like(weight)
+        if not self.sums:
+            return whole.zero_()
+        for columns in torch.split(whole, STRIP, dim=1):
+            columns.copy_(self.sums.pop(0))
+        return whole
+
+    @staticmethod
+    def like(weight: Tensor) -> Tensor:
+        """An uninitialised ∂head."""
+        return weight.new_empty(weight.shape[::-1] if weight.device.type == "cpu" else weight.shape)
 
 
 def totals_of(sums: Tensor, knobs: Tensor, count: int, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -273,9 +305,14 @@ def totals_of(sums: Tensor, knobs: Tensor, count: int, with_grad: bool) -> tuple
 def _(
     hidden: Tensor, head: Tensor, targets: Tensor, knobs: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype, chunk_size, with_grad = rest[9], rest[10], rest[12]
-    d_hidden, d_head = _gradients(hidden, head, dtype, chunk_size, with_grad, whole=True)
-    return knobs.new_empty(()), knobs.new_empty(3), d_hidden, d_head, knobs.new_empty(4 if with_grad else 0)
+    dtype, with_grad = rest[9], rest[13]
+    weight = head.to(dtype)
+    gradients = (
+        (hidden.new_empty(hidden.shape), _HeadGradient.like(weight), knobs.new_empty(4))
+        if with_grad
+        else (hidden.new_empty(0), weight.new_empty(0), knobs.new_empty(0))
+    )
+    return knobs.new_empty(()), knobs.new_empty(3), *gradients
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -12,7 +12,7 @@ from tutelage.kernels import checks
 from tutelage.kernels.dispatch import Impl, pick
 from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.linear_divergence import LossSums, counted, knobs_of, row_work, totals_of
-from tutelage.kernels.rows import ChunkTeacher, TopK, Work, take
+from tutelage.kernels.rows import ChunkTeacher, TopK, Work, native, take
 
 
 def logit_divergence(
@@ -32,7 +32,6 @@ def logit_divergence(
 
     One copy of the logits becomes their gradient; the teacher's are only read.
     """
-    impl = pick("logit_divergence", impl, logits)
     checks.logits(logits, targets)
     checks.options(kind, mix, temperature, sparse=isinstance(teacher, TopK))
     if isinstance(teacher, TopK):
@@ -42,6 +41,8 @@ def logit_divergence(
     knobs = knobs_of(
         kd_weight, ce_weight, temperature, KINDS[kind].mix if mix is None else mix, logits.device, logits.dtype
     )
+    dtypes = [x.dtype for x in (logits, teacher) if isinstance(x, Tensor)]
+    impl = pick("logit_divergence", impl, logits, native=native(kind, teacher, knobs.requires_grad, *dtypes))
     total, parts, *_ = torch.ops.tutelage.logit_divergence(
         logits, targets, knobs,
         teacher if isinstance(teacher, Tensor) else None,

@@ -5,6 +5,8 @@ On CPUs a few rows at a time, in fp32, so that every sweep after the first finds
 Shapes: C rows of a chunk, R rows of a slice, V vocabulary, k tokens that a sparse teacher names.
 """
 
+import math
+from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
 from typing import NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from tutelage.kernels.dispatch import compiled
 from tutelage.kernels.divergences import between
+from tutelage.kernels.native import library
 
 
 class Knobs(NamedTuple):
@@ -41,6 +44,10 @@ FLOOR = -3e4
 """What stands for a masked token's −inf: e^x is 0 from here on too, and 0·x is not NaN. It fits fp16."""
 
 
+NATIVE = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+"""What C++ calls the dtypes that it takes."""
+
+
 class TopK(NamedTuple):
     """A sparse teacher: `ids (C, k)` and `log_probs (C, k)` at the loss's temperature; the rest is one bucket."""
 
@@ -61,14 +68,48 @@ def take(teacher: ChunkTeacher, rows: Tensor | slice) -> ChunkTeacher:
 
 def eager(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 0) -> Tensor:
     """Sums over a chunk `(3,)`: divergence, cross-entropy and ∂D/∂τ; `s (C, ≥V)` becomes ∂total/∂s if so wanted."""
-    fast = not isinstance(teacher, TopK) and not work.by_temperature and (teacher is None or work.kind == "forward_kl")
-    rows = rows or (8 if s.device.type == "cpu" else 128)
-    return (_sweep_in_place if fast else _sweep)(s, teacher, targets, knobs, work, rows)
+    sweep = _sweep_in_place if plain(work.kind, teacher, work.by_temperature) else _sweep
+    return sweep(s, teacher, targets, knobs, work, rows or (8 if s.device.type == "cpu" else 128))
 
 
 def compile(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 16) -> Tensor:
-    """As `eager`, with the work on a slice compiled to one or two passes."""
+    """As `eager`, by our C++ where it does this work, else with the work on a slice compiled to one or two passes."""
+    dtypes = [x.dtype for x in (s, teacher) if isinstance(x, Tensor)]
+    if s.device.type == "cpu" and native(work.kind, teacher, work.by_temperature, *dtypes):
+        functions = library()
+        if not isinstance(functions, str) and not isinstance(teacher, TopK):
+            return _sweep_natively(functions, s, teacher, targets, knobs, work)
     return _sweep(s, teacher, targets, knobs, work, rows, compile=True)
+
+
+def plain(kind: str, teacher: object, by_temperature: bool) -> bool:
+    """Whether this is the forward KL of whole logits, or the cross-entropy alone: a CPU has fast paths for them."""
+    return not by_temperature and (teacher is None or (kind == "forward_kl" and not isinstance(teacher, TopK)))
+
+
+def native(kind: str, teacher: object, by_temperature: bool, *dtypes: torch.dtype) -> bool:
+    """Whether `native_rows.cpp` does this work on logits of these dtypes."""
+    return plain(kind, teacher, by_temperature) and all(dtype in NATIVE for dtype in dtypes)
+
+
+def _sweep_natively(
+    functions: CDLL, s: Tensor, teacher: Tensor | None, targets: Tensor, knobs: Tensor, work: Work
+) -> Tensor:
+    if len(targets) and not 0 <= targets.min() <= targets.max() < work.vocab_size:
+        raise IndexError(f"targets leave the vocabulary of {work.vocab_size}")  # C++ would write there
+    t = s if teacher is None else teacher if teacher.stride(1) == 1 else teacher.contiguous()
+    kd_weight, ce_weight, temperature, _ = knobs.tolist()
+    threads = torch.get_num_threads()
+    sums = torch.empty(len(s), 2, dtype=torch.float64)
+    arrays = (s, None if teacher is None else t, targets.contiguous(), sums, torch.empty(threads, 3, work.vocab_size))
+    getattr(functions, f"{NATIVE[s.dtype]}_{NATIVE[t.dtype]}")(
+        *(c_void_p(None if x is None else x.data_ptr()) for x in arrays),
+        *map(c_int64, (len(s), work.vocab_size, s.stride(0), t.stride(0))),
+        *map(c_float, (kd_weight, ce_weight, temperature, FLOOR if work.masked else -math.inf)),
+        c_int(work.with_grad), c_int(threads),
+    )  # fmt: skip
+    divergence, cross_entropy = sums.sum(0).to(knobs.dtype)
+    return torch.stack((divergence, cross_entropy, torch.zeros_like(divergence)))
 
 
 def _sweep(
@@ -78,13 +119,7 @@ def _sweep(
     for start in range(0, len(s), rows):
         part = slice(start, start + rows)
         out = s[part, : work.vocab_size]
-        mine = (
-            TopK(*(x[part] for x in teacher))
-            if isinstance(teacher, TopK)
-            else None
-            if teacher is None
-            else teacher[part]
-        )
+        mine = take(teacher, part)
         of = compiled(_slice) if compile and len(out) == rows else _slice  # a shorter last slice is not worth another
         found, grad = of(out, mine, targets[part], knobs, work)
         sums += found

@@ -79,12 +79,13 @@ def _accelerators() -> Iterator[Finding]:
 def _kernels() -> Iterator[Finding]:
     import torch
 
-    from tutelage.kernels.dispatch import IMPLS, lacks, use
+    from tutelage.kernels.dispatch import IMPLS, best, lacks, use
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     missing = {impl: lacks(impl, device) for impl in IMPLS[1:]}
     able = ", ".join(impl for impl, lack in missing.items() if not lack)
-    cost = "" if device == "cpu" or not missing["triton"] else f"no fused kernels: needs {missing['triton']}"
+    _, lack = best(device)
+    cost = f"a slower loss: it needs {lack}" if lack else ""
     yield Finding("kernels", f"{use('auto', device)} on {device} (--impl: {able})", cost)
 
 

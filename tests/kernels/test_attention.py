@@ -200,7 +200,7 @@ def test_a_cache_gives_the_same_by_triton():
 
 def test_auto_passes_a_head_by_that_no_kernel_takes():
     """On a GPU; here only the choice can be seen."""
-    assert dispatch._resolve("attention", "auto", "cuda", False) == "eager"
+    assert dispatch._resolve("attention", "auto", "cuda", False, False) == "eager"
 
 
 def test_single_token():

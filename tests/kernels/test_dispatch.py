@@ -67,9 +67,10 @@ def test_the_choice_is_logged_once(caplog):
     with caplog.at_level(logging.DEBUG, logger=dispatch.__name__):
         for _ in range(3):
             pick("op", "auto", ON_CPU)
-        dispatch._resolve("other", "auto", "cuda", able=False)
+        dispatch._resolve("other", "auto", "cuda", able=False, native=False)
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert said == [("DEBUG", "op on cpu: eager"), ("INFO", "other on cuda: eager")]
+    why = "as something faster needs a kernel for these shapes or this dtype"
+    assert said == [("DEBUG", "op on cpu: eager"), ("INFO", f"other on cuda: eager, {why}")]
 
 
 def test_the_kernels_are_imported_without_triton_or_the_compiler():

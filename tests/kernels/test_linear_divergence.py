@@ -18,7 +18,7 @@ from tutelage.kernels.linear_divergence import DenseTeacher, linear_divergence
 from tutelage.kernels.reference import IGNORE
 
 
-@pytest.fixture(params=["eager", "triton"], autouse=True)
+@pytest.fixture(params=["auto", "eager", "triton"], autouse=True)
 def impl(request):
     """Everything here holds for each implementation."""
     dispatch.use(request.param)
@@ -455,6 +455,25 @@ def test_master_weights_in_fp32_with_bf16_matmuls():
         assert (ours - exact).abs().max() <= 1e-2 * exact.abs().max()
 
 
+def test_the_sum_over_chunks_in_fp32_or_in_the_dtype_of_the_matmuls():
+    """Each of eight products is rounded to bf16 by its matmul; in bf16 each of seven sums is rounded, too."""
+    case = make(252, 507, 64, 48, dtype=torch.bfloat16)
+    truth = case.to(torch.float64).leaves()
+    specified(truth, **MIX)[0].backward()
+
+    def error(**how):
+        return ((run(case, **how, **MIX)[2] - truth.head.grad).norm() / truth.head.grad.norm()).item()
+
+    once, in_fp32, in_bf16 = (
+        error(chunk_size=252),
+        error(chunk_size=32),
+        error(chunk_size=32, accum_dtype=torch.bfloat16),
+    )
+    assert error(chunk_size=32, accum_dtype=torch.float32) == in_fp32
+    assert once < in_fp32 < in_bf16 < 2 * once
+    assert in_fp32 < 1.2 * once
+
+
 def test_autocast_gives_what_its_dtype_gives():
     """The autocast dtype is that of the matmuls; statistics stay in fp32 there too."""
     case = make(dtype=torch.float32)
@@ -663,7 +682,7 @@ def test_opcheck(impl, with_grad):
     torch.library.opcheck(
         torch.ops.tutelage.linear_divergence.default,
         (case.hidden, case.head, case.targets, knobs, case.t_hidden, case.t_head, None, 1.0, None, None, None,
-         "jsd", 11, torch.float64, 2, True, with_grad, with_grad, None, True, impl),
+         "jsd", 11, torch.float64, 2, torch.float64, True, with_grad, with_grad, None, True, impl),
     )  # fmt: skip
 
 
@@ -703,6 +722,7 @@ def bad(**changes):
         (bad(t_head=torch.zeros(9, 3)), {}, ["vocabulary of 10", "t_head (9, 3)"]),
         (bad(), {"vocab_size": 11}, ["11", "head (10, 4)"]),
         (bad(), {"vocab_size": 0}, ["0", "head (10, 4)"]),
+        (bad(), {"accum_dtype": torch.float16}, ["accum_dtype", "torch.float64", "torch.float16"]),
         (bad(), {"temperature": 0.0}, ["temperature", "0.0"]),
         (bad(), {"temperature": -1.0}, ["temperature", "-1.0"]),
         (bad(), {"temperature": float("nan")}, ["temperature", "nan"]),

@@ -6,7 +6,7 @@ so nobody is left out silently; what a peer needs besides torch is imported insi
 Shapes: N tokens, V vocabulary, D student width, E teacher width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +23,14 @@ from tutelage.kernels.logit_divergence import logit_divergence
 from tutelage.kernels.rows import Work
 
 KD, CE = 0.8, 0.2
+SETTINGS: dict[str, dict[str, Mapping[str, Any]]] = {
+    "cpu": {
+        "chunk 2048": {"chunk_size": 2048},
+        "chunk 256, sum in bf16": {"chunk_size": 256, "accum_dtype": torch.bfloat16},
+    },
+    "cuda": {"chunk 2048": {"chunk_size": 2048}, "chunk 1024": {"chunk_size": 1024}},
+}
+"""Of our loss: the fast one, and a leaner one."""
 OURS: dict[str, tuple[Impl, ...]] = {"cpu": ("eager", "compile", "triton"), "cuda": ("triton", "compile")}
 """The implementations in the table; on a CPU the last one is there to say that it can't be."""
 
@@ -146,29 +154,32 @@ def naive_of_logits(logits: Tensor, t_logits: Tensor, targets: Tensor, ce_weight
     return KD * kl + ce_weight * F.nll_loss(log_q, targets, reduction="sum")
 
 
-def our_loss(p: Problem, chunk: int, impl: Impl = "auto") -> Tensor:
+def our_loss(p: Problem, settings: Mapping[str, Any], impl: Impl = "auto") -> Tensor:
     """The same by our fused op."""
     teacher = DenseTeacher(p.t_hidden, p.t_head)
-    loss = linear_divergence(
-        p.hidden, p.head, teacher, p.targets, kd_weight=KD, ce_weight=CE, chunk_size=chunk, impl=impl
-    )
-    return loss.total
+    return linear_divergence(
+        p.hidden, p.head, teacher, p.targets, kd_weight=KD, ce_weight=CE, impl=impl, **settings
+    ).total
 
 
-def losses(p: Problem, chunks: tuple[int, ...], device: str) -> Factories:
+def losses(p: Problem, device: str) -> Factories:
     """The fused loss and its peers."""
     with torch.no_grad():
         both, kl = naive(*p).item(), naive(*p, ce_weight=0.0).item()
 
-    def own(impl: Impl, chunk: int) -> Contender:
-        run = partial(our_loss, p, chunk, impl)
+    def own(impl: Impl, settings: Mapping[str, Any]) -> Contender:
+        run = partial(our_loss, p, settings, impl)
         return ours(impl, device, lambda: trained(run, p.leaves, impl=impl, expected=both))
 
     def compiled() -> Contender:
         function = torch.compile(naive, dynamic=False)
         return trained(lambda: function(*p), p.leaves, expected=both)
 
-    named: Factories = {f"ours, {i}, chunk {c}": partial(own, i, c) for i in OURS[device] for c in chunks}
+    named: Factories = {
+        f"ours, {i}, {name}": partial(own, i, settings)
+        for i in OURS[device]
+        for name, settings in SETTINGS[device].items()
+    }
     return named | {
         "naive": lambda: trained(lambda: naive(*p), p.leaves, expected=both),
         "naive, compiled": compiled,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks import kernel_report as report
 from benchmarks.kernel_peers import (
+    SETTINGS,
     Contender,
     Factories,
     Sizes,
@@ -45,7 +46,6 @@ class Defaults:
     tokens: int
     students: tuple[int, ...]
     teacher: int
-    chunks: tuple[int, ...]
     heads: tuple[int, int, int, int]
     """Rows, query heads, key/value heads and longest row of attention."""
     repeats: int
@@ -55,8 +55,8 @@ class Defaults:
 
 
 DEFAULTS = {
-    "cpu": Defaults(2048, (384, 768), 576, (2048, 512), (4, 9, 3, 256), 7),
-    "cuda": Defaults(8192, (768,), 3072, (2048, 1024), (8, 12, 12, 2048), 30),
+    "cpu": Defaults(2048, (384, 768), 576, (4, 9, 3, 256), 7),
+    "cuda": Defaults(8192, (768,), 3072, (8, 12, 12, 2048), 30),
 }
 GROWTH = [512 << step for step in range(6)]
 """Tokens at which memory is measured; the naive loss up to NAIVE_UP_TO of them."""
@@ -95,7 +95,7 @@ def loss_tables(o: Options) -> Tables:
     """One table per student width."""
     for width in o.students:
         sizes = Sizes(o.tokens, o.vocab, width, o.teacher)
-        yield str(sizes), losses(problem(sizes, o.device), o.own.chunks, o.device)
+        yield str(sizes), losses(problem(sizes, o.device), o.device)
 
 
 def logits_tables(o: Options) -> Tables:
@@ -214,7 +214,8 @@ def growth(o: Options) -> list[MemoryRow]:
     for tokens in [n for n in GROWTH if n <= max(GROWTH[0], 8 * o.tokens)]:
         p = problem(Sizes(tokens, o.vocab, width, o.teacher), o.device)
         runs: dict[str, Callable[[], None]] = {
-            f"ours, chunk {chunk}": lambda p=p, chunk=chunk: our_loss(p, chunk).backward() for chunk in o.own.chunks
+            f"ours, {name}": lambda p=p, settings=settings: our_loss(p, settings).backward()
+            for name, settings in SETTINGS[o.device].items()
         }
         if tokens <= NAIVE_UP_TO:
             runs["naive"] = lambda p=p: naive(*p).backward()

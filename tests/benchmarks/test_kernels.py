@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import kernel_report as report
-from benchmarks import kernels
+from benchmarks import kernel_peers, kernels
 from benchmarks.kernel_peers import Contender, NotHereError, Sizes, layouts, logit_losses, losses, naive, problem
 from benchmarks.kernel_student_peers import Heads, attentions, decoding, norms, packed, rotations
 from benchmarks.kernel_targets import TARGETS, MemoryRow, Row, Target, judge
@@ -43,8 +43,13 @@ WANTED = {
 
 
 @pytest.fixture(autouse=True)
-def _small(one_thread: None) -> Iterator[None]:
+def _small(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
+    monkeypatch.setitem(
+        kernel_peers.SETTINGS,
+        "cpu",
+        {"fast": {"chunk_size": 24}, "lean": {"chunk_size": 8, "accum_dtype": torch.bfloat16}},
+    )
     yield
     torch.compiler.reset()
 
@@ -60,7 +65,7 @@ def test_every_loss_that_runs_here_agrees_with_the_naive_one() -> None:
     total = naive(*exact, p.t_hidden.double(), p.t_head.double(), p.targets)
     total.backward()
     ran = set()
-    for name, factory in losses(p, (24, 8), "cpu").items():
+    for name, factory in losses(p, "cpu").items():
         contender = kernels.prepare(factory, 60.0)
         if isinstance(contender, str) or contender.expected is None:
             continue
@@ -68,7 +73,7 @@ def test_every_loss_that_runs_here_agrees_with_the_naive_one() -> None:
         assert contender(lambda: None).item() == pytest.approx(total.item(), rel=2e-2), name
         for leaf, right in zip(p.leaves, exact, strict=True):
             assert (leaf.grad.double() - right.grad).norm() < 0.02 * right.grad.norm(), name
-    assert {"ours, eager, chunk 24", "ours, eager, chunk 8", "naive"} <= ran
+    assert {"ours, eager, fast", "ours, compile, fast", "ours, eager, lean", "naive"} <= ran
 
 
 def test_losses_of_logits_agree() -> None:
@@ -104,8 +109,8 @@ def test_peers_of_the_student_agree(table: Callable[[], dict[str, Callable[[], C
 def test_who_cannot_run_here_is_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "liger_kernel.chunked_loss", None)
     p = problem(SIZES, "cpu")
-    every = losses(p, (24,), "cpu")
-    names = ["ours, eager, chunk 24", "ours, triton, chunk 24", "Liger chunked, compiled"]
+    every = losses(p, "cpu")
+    names = ["ours, eager, fast", "ours, triton, fast", "Liger chunked, compiled"]
     names += ["Liger fused_linear_jsd, KL alone"]
     rows = kernels.measure("loss", "s", {name: every[name] for name in names}, options())
     assert [row.contender for row in rows] == [names[0]] * 3 + names[1:]

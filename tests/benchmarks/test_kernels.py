@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import kernel_report as report
 from benchmarks import kernel_peers, kernels
+from benchmarks import kernel_report as report
 from benchmarks.kernel_peers import Contender, NotHereError, Sizes, layouts, logit_losses, losses, naive, problem
 from benchmarks.kernel_student_peers import Heads, attentions, decoding, norms, packed, rotations
 from benchmarks.kernel_targets import TARGETS, MemoryRow, Row, Target, judge

@@ -61,9 +61,9 @@ struct Weights {
 };
 
 // `s (V,)` and `t (V,)` → sums (divergence, cross-entropy), and ∂total/∂s over s; scratch `(3, V)`.
-template <typename S, typename T, bool kTeacher, bool kTempered, bool kGrad>
-void row(S* __restrict s, const T* __restrict t, int64_t target, int64_t vocab, Weights w, float* __restrict scratch,
-         double* sums) {
+template <typename S, typename T, bool kTeacher, bool kTempered>
+void row(S* __restrict s, const T* __restrict t, int64_t target, int64_t vocab, Weights w, bool with_grad,
+         float* __restrict scratch, double* sums) {
   float* __restrict plain = scratch;               // e^z
   float* __restrict warm = scratch + vocab;        // e^(z/τ), where τ ≠ 1
   float* __restrict wanted = scratch + 2 * vocab;  // the teacher's e^(z/τ)
@@ -100,7 +100,7 @@ void row(S* __restrict s, const T* __restrict t, int64_t target, int64_t vocab, 
   }
   sums[0] = kTeacher ? cold * dot / z_wanted + std::log(kTempered ? z_warm : z) - std::log(z_wanted) : 0;
   sums[1] = std::log(z) - (larger(load(s[target]), floor) - top);
-  if constexpr (!kGrad) return;
+  if (!with_grad) return;
 
   // ∂(kd·τ²·KL)/∂z = kd·τ·(Q_τ − P_τ); ∂(ce·CE)/∂z = ce·(Q − onehot). At τ = 1 one softmax serves both.
   const float kd = kTeacher ? w.kd * w.temperature : 0;
@@ -121,17 +121,13 @@ void row(S* __restrict s, const T* __restrict t, int64_t target, int64_t vocab, 
 template <typename S, typename T>
 void rows(S* student, const T* teacher, const int64_t* targets, double* sums, float* scratch, int64_t count,
           int64_t vocab, int64_t s_stride, int64_t t_stride, Weights w, bool with_grad, int threads) {
-  const bool tempered = teacher && w.temperature != 1;
-  const auto work = with_grad ? !teacher   ? row<S, T, false, false, true>
-                                : tempered ? row<S, T, true, true, true>
-                                           : row<S, T, true, false, true>
-                    : !teacher            ? row<S, T, false, false, false>
-                    : tempered            ? row<S, T, true, true, false>
-                                          : row<S, T, true, false, false>;
+  const auto work = !teacher             ? row<S, T, false, false>
+                    : w.temperature != 1 ? row<S, T, true, true>
+                                         : row<S, T, true, false>;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t thread = 0; thread < threads; ++thread) {
     for (int64_t i = thread * count / threads; i < (thread + 1) * count / threads; ++i) {
-      work(student + i * s_stride, teacher ? teacher + i * t_stride : nullptr, targets[i], vocab, w,
+      work(student + i * s_stride, teacher ? teacher + i * t_stride : nullptr, targets[i], vocab, w, with_grad,
            scratch + thread * 3 * vocab, sums + 2 * i);
     }
   }

@@ -68,7 +68,7 @@ class RunConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the matmuls; weights, statistics and optimizer stay fp32."""
     impl: Literal["auto", "triton", "eager", "compile"] = "auto"
-    """Kernels: triton (a GPU), eager, compile (torch.compile), or auto: triton on a GPU that has it, else eager."""
+    """Kernels: triton (a GPU), eager, compile (our C++, torch.compile), or auto, the fastest that starts at once."""
     fsdp: bool = False
     """Cut weights, gradients and optimizer state up over the processes (FSDP2), for models that do not fit."""
     gradient_checkpointing: bool = False

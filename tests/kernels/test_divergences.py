@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+
+pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,7 +97,7 @@ def test_a_mix_of_ones_own(kind):
 @EVERY
 def test_in_bf16_it_is_as_near_to_the_truth_as_the_definition_is(kind):
     """|truth − ours| ≤ |truth − definition in bf16| + tolerance."""
-    case = make(N=64, V=301, D=32, E=24, ignored=0.0)
+    case = make(N=16, V=301, D=32, E=24, ignored=0.0)
     truth, *_ = run(case, kind=kind)
     low = case.to(torch.bfloat16)
     ours, *_ = run(low, kind=kind)

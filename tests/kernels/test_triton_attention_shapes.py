@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 sizes = st.sampled_from([16, 32])
 tiles = st.builds(Tile, sizes, sizes, st.just(4), st.just(1))
-documents = st.lists(st.one_of(st.integers(1, 40), st.sampled_from([1, 16, 32])), min_size=1, max_size=4)
+documents = st.lists(st.one_of(st.integers(1, 24), st.sampled_from([1, 16, 32])), min_size=1, max_size=3)
 
 
 @given(

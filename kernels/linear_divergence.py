@@ -10,12 +10,13 @@ Shapes: N tokens, C tokens of a chunk, V vocabulary, D student width, E teacher 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tutelage.kernels import checks, rows
+from tutelage.kernels import checks, native, rows
 from tutelage.kernels.dispatch import Impl, pick
 from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.reference import IGNORE
@@ -107,7 +108,7 @@ def linear_divergence(
         checks.sparse(hidden, top.ids, top.log_probs, vocab_size)
     checks.accumulation(accum_dtype or dtype, dtype, statistics_dtype(dtype))
     knobs = knobs_of(kd_weight, ce_weight, temperature, KINDS[kind].mix if mix is None else mix, hidden.device, dtype)
-    impl = pick("linear_divergence", impl, hidden, native=rows.native(kind, teacher, knobs.requires_grad, dtype))
+    impl = pick("linear_divergence", impl, hidden, native=rows.has_native(kind, teacher, knobs.requires_grad, dtype))
     total, parts, *_ = torch.ops.tutelage.linear_divergence(
         hidden, head, targets, knobs,
         *((None, None, None, 1.0, None) if dense is None else dense),
@@ -318,7 +319,7 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, parts, *gradients = output
     ctx.save_for_backward(*gradients)
-    ctx.dtype = inputs[1].dtype
+    ctx.dtype, ctx.impl = inputs[1].dtype, inputs[-1]
     ctx.mark_non_differentiable(parts, *gradients)
     ctx.set_materialize_grads(False)  # or a dense zero (V, D) would be made for an output that nobody uses
 
@@ -329,7 +330,7 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | N
     if grad_total is None:
         return (None,) * len(ctx.needs_input_grad)
     d_hidden, d_head, d_knobs = ctx.saved_tensors
-    scaled = _scaled_transpose if d_head.device.type == "cpu" else _scaled
+    scaled = partial(_scaled_transpose, impl=ctx.impl) if d_head.device.type == "cpu" else _scaled
     return (
         d_hidden * grad_total.to(d_hidden.dtype) if needs_hidden else None,
         scaled(d_head, grad_total, ctx.dtype) if needs_head else None,
@@ -346,12 +347,20 @@ def _scaled(source: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(source, scale, out=torch.empty_like(source, dtype=dtype))  # no fp32 copy in between
 
 
-def _scaled_transpose(source: Tensor, scale: Tensor, dtype: torch.dtype, width: int = 64) -> Tensor:
-    """`scale · source.T (V, D)` for `source (D, V)`, in strips that stay in cache."""
-    target = torch.empty(source.shape[::-1], dtype=dtype, device=source.device)
-    for start in range(0, len(source), width):
-        target[:, start : start + width].copy_(source[start : start + width].t()).mul_(scale)
+@torch.library.custom_op("tutelage::scaled_transpose", mutates_args=())
+def _scaled_transpose(source: Tensor, scale: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
+    """`scale · source.T (V, D)` for `source (D, V)` on a CPU, in tiles or strips that stay in cache."""
+    if impl == "compile" and native.takes(source.dtype, dtype) and not isinstance(native.library(), str):
+        return native.scaled_transpose(source, scale.item(), dtype)
+    target = source.new_empty(source.shape[::-1], dtype=dtype)
+    for strip, turned in zip(torch.split(source, 64), torch.split(target, 64, dim=1), strict=True):
+        turned.copy_(strip.t()).mul_(scale)
     return target
+
+
+@_scaled_transpose.register_fake
+def _(source: Tensor, scale: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
+    return source.new_empty(source.shape[::-1], dtype=dtype)
 
 
 def row_work(impl: str) -> Callable[[Tensor, ChunkTeacher, Tensor, Tensor, Work], Tensor]:

@@ -12,7 +12,7 @@ from tutelage.kernels import checks
 from tutelage.kernels.dispatch import Impl, pick
 from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.linear_divergence import LossSums, counted, knobs_of, row_work, totals_of
-from tutelage.kernels.rows import ChunkTeacher, TopK, Work, native, take
+from tutelage.kernels.rows import ChunkTeacher, TopK, Work, has_native, take
 
 
 def logit_divergence(
@@ -42,7 +42,7 @@ def logit_divergence(
         kd_weight, ce_weight, temperature, KINDS[kind].mix if mix is None else mix, logits.device, logits.dtype
     )
     dtypes = [x.dtype for x in (logits, teacher) if isinstance(x, Tensor)]
-    impl = pick("logit_divergence", impl, logits, native=native(kind, teacher, knobs.requires_grad, *dtypes))
+    impl = pick("logit_divergence", impl, logits, native=has_native(kind, teacher, knobs.requires_grad, *dtypes))
     total, parts, *_ = torch.ops.tutelage.logit_divergence(
         logits, targets, knobs,
         teacher if isinstance(teacher, Tensor) else None,

@@ -6,15 +6,14 @@ Shapes: C rows of a chunk, R rows of a slice, V vocabulary, k tokens that a spar
 """
 
 import math
-from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tutelage.kernels import native
 from tutelage.kernels.dispatch import compiled
 from tutelage.kernels.divergences import between
-from tutelage.kernels.native import library
 
 
 class Knobs(NamedTuple):
@@ -44,10 +43,6 @@ FLOOR = -3e4
 """What stands for a masked token's −inf: e^x is 0 from here on too, and 0·x is not NaN. It fits fp16."""
 
 
-NATIVE = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-"""What C++ calls the dtypes that it takes."""
-
-
 class TopK(NamedTuple):
     """A sparse teacher: `ids (C, k)` and `log_probs (C, k)` at the loss's temperature; the rest is one bucket."""
 
@@ -75,10 +70,16 @@ def eager(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work
 def compile(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 16) -> Tensor:
     """As `eager`, by our C++ where it does this work, else with the work on a slice compiled to one or two passes."""
     dtypes = [x.dtype for x in (s, teacher) if isinstance(x, Tensor)]
-    if s.device.type == "cpu" and native(work.kind, teacher, work.by_temperature, *dtypes):
-        functions = library()
-        if not isinstance(functions, str) and not isinstance(teacher, TopK):
-            return _sweep_natively(functions, s, teacher, targets, knobs, work)
+    if (
+        s.device.type == "cpu"
+        and has_native(work.kind, teacher, work.by_temperature, *dtypes)
+        and not isinstance(teacher, TopK)
+        and not isinstance(native.library(), str)
+    ):
+        kd_weight, ce_weight, temperature, _ = knobs.tolist()
+        weights = (kd_weight, ce_weight, temperature, FLOOR if work.masked else -math.inf)
+        found = native.sweep(s, teacher, targets, work.vocab_size, weights, work.with_grad)
+        return torch.stack((*found.sum(0), found.new_zeros(()))).to(knobs.dtype)
     return _sweep(s, teacher, targets, knobs, work, rows, compile=True)
 
 
@@ -87,29 +88,9 @@ def plain(kind: str, teacher: object, by_temperature: bool) -> bool:
     return not by_temperature and (teacher is None or (kind == "forward_kl" and not isinstance(teacher, TopK)))
 
 
-def native(kind: str, teacher: object, by_temperature: bool, *dtypes: torch.dtype) -> bool:
-    """Whether `native_rows.cpp` does this work on logits of these dtypes."""
-    return plain(kind, teacher, by_temperature) and all(dtype in NATIVE for dtype in dtypes)
-
-
-def _sweep_natively(
-    functions: CDLL, s: Tensor, teacher: Tensor | None, targets: Tensor, knobs: Tensor, work: Work
-) -> Tensor:
-    if len(targets) and not 0 <= targets.min() <= targets.max() < work.vocab_size:
-        raise IndexError(f"targets leave the vocabulary of {work.vocab_size}")  # C++ would write there
-    t = s if teacher is None else teacher if teacher.stride(1) == 1 else teacher.contiguous()
-    kd_weight, ce_weight, temperature, _ = knobs.tolist()
-    threads = torch.get_num_threads()
-    sums = torch.empty(len(s), 2, dtype=torch.float64)
-    arrays = (s, None if teacher is None else t, targets.contiguous(), sums, torch.empty(threads, 3, work.vocab_size))
-    getattr(functions, f"{NATIVE[s.dtype]}_{NATIVE[t.dtype]}")(
-        *(c_void_p(None if x is None else x.data_ptr()) for x in arrays),
-        *map(c_int64, (len(s), work.vocab_size, s.stride(0), t.stride(0))),
-        *map(c_float, (kd_weight, ce_weight, temperature, FLOOR if work.masked else -math.inf)),
-        c_int(work.with_grad), c_int(threads),
-    )  # fmt: skip
-    divergence, cross_entropy = sums.sum(0).to(knobs.dtype)
-    return torch.stack((divergence, cross_entropy, torch.zeros_like(divergence)))
+def has_native(kind: str, teacher: object, by_temperature: bool, *dtypes: torch.dtype) -> bool:
+    """Whether `native.cpp` does this work on logits of these dtypes."""
+    return plain(kind, teacher, by_temperature) and native.takes(*dtypes)
 
 
 def _sweep(

@@ -3,6 +3,7 @@
 Shapes: R rows, V vocabulary.
 """
 
+import itertools
 import logging
 import os
 import subprocess
@@ -46,8 +47,8 @@ def draw(R=7, V=1000, seed=0, scale=3.0):
     return *(torch.randn(2, R, V, generator=generator) * scale), torch.randint(V, (R,), generator=generator)
 
 
-@pytest.mark.parametrize("s_dtype", rows.NATIVE)
-@pytest.mark.parametrize("t_dtype", [*rows.NATIVE, None])
+@pytest.mark.parametrize("s_dtype", native.DTYPES)
+@pytest.mark.parametrize("t_dtype", [*native.DTYPES, None])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("V", [1, 33, 1000, 49_152])
 def test_equals_the_definitions(s_dtype, t_dtype, temperature, V):
@@ -106,7 +107,7 @@ def test_without_a_gradient_nothing_is_written():
         assert torch.equal(after, s)
 
 
-@pytest.mark.parametrize("dtype", rows.NATIVE)
+@pytest.mark.parametrize("dtype", native.DTYPES)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_masked_tokens_have_no_share(dtype, temperature):
     s, t, targets = draw(V=50)
@@ -119,7 +120,7 @@ def test_masked_tokens_have_no_share(dtype, temperature):
     assert (grad[:, ~gone].double() - slope).abs().max() <= 2 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("dtype", rows.NATIVE)
+@pytest.mark.parametrize("dtype", native.DTYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_broken_row_says_so_and_spoils_no_other(dtype, value):
     s, t, targets = draw()
@@ -144,6 +145,23 @@ def test_no_rows():
     assert found.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("impl", ["compile", "eager"])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 257), (64, 512), (100, 1000), (0, 5), (5, 0)])
+@pytest.mark.parametrize(("source", "target"), itertools.product(native.DTYPES, native.DTYPES))
+def test_a_scaled_transpose(impl, shape, source, target):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(source)
+    found = torch.ops.tutelage.scaled_transpose(x, torch.tensor(0.3), target, impl)
+    assert found.is_contiguous()
+    assert found.dtype == target
+    torch.testing.assert_close(found.double(), 0.3 * x.t().double(), rtol=torch.finfo(target).eps * 2, atol=0)
+
+
+def test_opcheck_of_the_scaled_transpose():
+    x = torch.randn(5, 7).bfloat16()
+    for impl in ("compile", "eager"):
+        torch.library.opcheck(torch.ops.tutelage.scaled_transpose.default, (x, torch.tensor(2.0), torch.float32, impl))
+
+
 # --- the build -------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +184,7 @@ def test_is_built_once(fresh):
 
 
 def test_two_processes_may_build_it_at_once(fresh):
-    code = "from tutelage.kernels.native import library; library().bf16_bf16"
+    code = "from tutelage.kernels.native import library; library().sweep_bf16_bf16"
     both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[1] for process in both] == ["", ""]
     assert [process.returncode for process in both] == [0, 0]
@@ -181,7 +199,7 @@ def test_a_compiler_that_cannot_build_it_is_passed_by_aloud(fresh, monkeypatch, 
     dispatch._announce.cache_clear()
     with caplog.at_level(logging.INFO, logger=dispatch.__name__):
         assert dispatch.pick("op", "auto", torch.empty(0), native=True) == "eager"
-    assert "a C++ compiler that builds native_rows.cpp: unknown option -fopenmp" in caplog.text
+    assert "a C++ compiler that builds native.cpp: unknown option -fopenmp" in caplog.text
     assert not list((fresh / "native").glob("*")) if (fresh / "native").exists() else True
 
 

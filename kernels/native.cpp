@@ -1,10 +1,6 @@
-// Row work of the loss on a CPU, for the forward KL and the cross-entropy: `rows.py` says what, `native.py` builds it.
+// The loss's work on a CPU beside its matmuls; `native.py` builds it and is its face.
 //
-// A row is swept three times while it lies in its core's cache: largest logits; exponentials, kept in fp32, with their
-// sums; the gradient, written over the student's logits. Every row's sums are its own, so any number of threads gives
-// the same bits.
-//
-// Shapes: R rows, V vocabulary.
+// Shapes: R rows, V vocabulary, D width.
 
 #include <cmath>
 #include <cstdint>
@@ -37,8 +33,9 @@ inline void store(BFloat16& to, float x) {  // to nearest, ties to even
 // the first where either is NaN
 inline float larger(float a, float b) { return a < b ? b : a; }
 
-// e^x for x ≤ 0, 0 below −87 (where fp32 has no normal numbers left); within 2 units in the last place. Inlined, or
-// the loops that call it would not be vectorised. Of x = n·ln 2 + r with |r| ≤ ln 2 / 2, 2^n goes into the exponent's bits and e^r is its Taylor series to r⁷.
+// e^x for x ≤ 0, 0 below −87 (where fp32 has no normal numbers left); within 2 units in the last place. Of
+// x = n·ln 2 + r with |r| ≤ ln 2 / 2, 2^n goes into the exponent's bits and e^r is its Taylor series to r⁷. Inlined,
+// or the loops that call it would not be vectorised.
 [[gnu::always_inline]] inline float exponential(float x) {
   const float low = -87.0f, clamped = x < low ? low : x;
   const float n = std::nearbyint(clamped * 1.44269504f);
@@ -55,6 +52,12 @@ inline float larger(float a, float b) { return a < b ? b : a; }
   std::memcpy(&power, &bits, sizeof power);
   return x < low ? 0.0f : y * power;
 }
+
+// --- Row work for the forward KL and the cross-entropy: `rows.py` says what ------------------------------------------
+//
+// A row is swept three times while it lies in its core's cache: largest logits; exponentials, kept in fp32, with their
+// sums; the gradient, written over the student's logits. Every row's sums are its own, so any number of threads gives
+// the same bits.
 
 struct Weights {
   float kd, ce, temperature, floor;
@@ -119,7 +122,7 @@ void row(S* __restrict s, const T* __restrict t, int64_t target, int64_t vocab, 
 }
 
 template <typename S, typename T>
-void rows(S* student, const T* teacher, const int64_t* targets, double* sums, float* scratch, int64_t count,
+void sweep(S* student, const T* teacher, const int64_t* targets, double* sums, float* scratch, int64_t count,
           int64_t vocab, int64_t s_stride, int64_t t_stride, Weights w, bool with_grad, int threads) {
   const auto work = !teacher             ? row<S, T, false, false>
                     : w.temperature != 1 ? row<S, T, true, true>
@@ -133,18 +136,48 @@ void rows(S* student, const T* teacher, const int64_t* targets, double* sums, fl
   }
 }
 
+// --- ∂head is made as (D, V) and handed over as (V, D), scaled ---------------------------------------------------------
+
+// `source (D, V)` → `target (V, D)`, tile by tile through a buffer in the nearest cache.
+template <typename S, typename T>
+void transpose(const S* source, T* target, int64_t depth, int64_t vocab, float scale, int threads) {
+  constexpr int64_t kRows = 32, kColumns = 256;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t column = 0; column < vocab; column += kColumns) {
+    const int64_t width = vocab - column < kColumns ? vocab - column : kColumns;
+    T tile[kRows][kColumns];
+    for (int64_t row = 0; row < depth; row += kRows) {
+      const int64_t height = depth - row < kRows ? depth - row : kRows;
+      for (int64_t i = 0; i < height; ++i) {
+        const S* from = source + (row + i) * vocab + column;
+#pragma omp simd
+        for (int64_t j = 0; j < width; ++j) store(tile[i][j], scale * load(from[j]));
+      }
+      for (int64_t j = 0; j < width; ++j) {
+        T* to = target + (column + j) * depth + row;
+        for (int64_t i = 0; i < height; ++i) to[i] = tile[i][j];
+      }
+    }
+  }
+}
+
 }  // namespace
 
 // `student (R, ≥V)` and `teacher (R, ≥V)` or null, with these strides; `targets (R,)`, `sums (R, 2)`,
-// `scratch (threads, 3, V)`.
-#define ROWS(name, S, T)                                                                                             \
-  extern "C" void name(void* student, const void* teacher, const int64_t* targets, double* sums, float* scratch,     \
-                       int64_t count, int64_t vocab, int64_t s_stride, int64_t t_stride, float kd, float ce,         \
-                       float temperature, float floor, int with_grad, int threads) {                                 \
-    rows(static_cast<S*>(student), static_cast<const T*>(teacher), targets, sums, scratch, count, vocab, s_stride,   \
-         t_stride, Weights{kd, ce, temperature, floor}, with_grad != 0, threads);                                    \
+// `scratch (threads, 3, V)`. `source (D, V)`, `target (V, D)`.
+#define FUNCTIONS(S_name, T_name, S, T)                                                                              \
+  extern "C" void sweep_##S_name##_##T_name(                                                                         \
+      void* student, const void* teacher, const int64_t* targets, double* sums, float* scratch, int64_t count,       \
+      int64_t vocab, int64_t s_stride, int64_t t_stride, float kd, float ce, float temperature, float floor,         \
+      int with_grad, int threads) {                                                                                  \
+    sweep(static_cast<S*>(student), static_cast<const T*>(teacher), targets, sums, scratch, count, vocab, s_stride,  \
+          t_stride, Weights{kd, ce, temperature, floor}, with_grad != 0, threads);                                   \
+  }                                                                                                                  \
+  extern "C" void transpose_##S_name##_##T_name(const void* source, void* target, int64_t depth, int64_t vocab,      \
+                                                float scale, int threads) {                                          \
+    transpose(static_cast<const S*>(source), static_cast<T*>(target), depth, vocab, scale, threads);                 \
   }
-ROWS(bf16_bf16, BFloat16, BFloat16)
-ROWS(bf16_fp32, BFloat16, float)
-ROWS(fp32_bf16, float, BFloat16)
-ROWS(fp32_fp32, float, float)
+FUNCTIONS(bf16, bf16, BFloat16, BFloat16)
+FUNCTIONS(bf16, fp32, BFloat16, float)
+FUNCTIONS(fp32, bf16, float, BFloat16)
+FUNCTIONS(fp32, fp32, float, float)

@@ -156,6 +156,13 @@ def test_a_scaled_transpose(impl, shape, source, target):
     torch.testing.assert_close(found.double(), 0.3 * x.t().double(), rtol=torch.finfo(target).eps * 2, atol=0)
 
 
+def test_any_nan_stays_one_when_it_is_rounded():
+    """All its bits set, it would carry over into the sign and become −0."""
+    x = torch.full((2, 3), -1, dtype=torch.int32).view(torch.float32)
+    assert x.isnan().all()
+    assert native.scaled_transpose(x, 1.0, torch.bfloat16).isnan().all()
+
+
 def test_opcheck_of_the_scaled_transpose():
     x = torch.randn(5, 7).bfloat16()
     for impl in ("compile", "eager"):

@@ -12,12 +12,12 @@ MAX_DOCUMENTS = 20_000
 PROBE_SECONDS = 5.0
 
 
-def hub_rows(dataset: str, config: str | None = None) -> Iterator[Row]:
-    """The rows of the train split of `dataset`. Raises UserError if it is missing or cannot be reached."""
+def hub_rows(dataset: str, config: str | None = None, split: str = "train") -> Iterator[Row]:
+    """The rows of a split of `dataset`. Raises UserError if it is missing or cannot be reached."""
     _check_reachable(dataset)
     from datasets import load_dataset
 
-    return opened(f"hub:{dataset}", lambda: load_dataset(dataset, config, split="train", streaming=True))
+    return opened(f"hub:{dataset}", lambda: load_dataset(dataset, config, split=split, streaming=True))
 
 
 def hub_sample(dataset: str, limit: int | None) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """A model under evaluation, ours or a teacher, behind one face."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -9,8 +10,9 @@ from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.evaluation.fidelity import Scorer, decoder_scorer
 from tutelage.student.cache import CausalLM
-from tutelage.student.weights import load_student
-from tutelage.teacher.registry import load_teacher
+from tutelage.student.weights import find_student, load_student
+from tutelage.teacher import embedded
+from tutelage.teacher.registry import EMBEDDED, entry, load_teacher
 
 TEACHER = "teacher:"
 
@@ -26,24 +28,55 @@ class Candidate:
     prompt_style: str
     n_parameters: int
     n_bytes: int  # of its weights in memory
+    disk_bytes: int = 0  # of its weights on disk; 0 where they lie in nobody's directory
+    identity: str = ""  # another for other weights
 
 
 def load_candidate(which: str, device: str) -> Candidate:
-    """A teacher by `teacher:NAME`, else the student at a path, in bf16. Raises UserError where there is none."""
-    if which.startswith(TEACHER):
-        teacher = load_teacher(which.removeprefix(TEACHER), device)
-        model = teacher.generator()
-        size = teacher.spec.n_parameters
-        return Candidate(
-            which, model, teacher.signal, teacher.tokenizer, teacher.prompt_style, size, _bytes(model, 2 * size)
-        )
+    """A teacher by `teacher:NAME`, or the model in a directory, ours or of transformers, in bf16.
+
+    Raises UserError where there is none, or where it lacks something: a tokenizer, say.
+    """
+    if which.startswith(TEACHER) or _is_huggingface(Path(which)):
+        return _teacher(which, device)
     path = Path(which)
     if not path.exists():
-        raise UserError(f"--model {which}: no such directory (a teacher is written teacher:NAME)")
+        raise UserError(f"--model {which}: no such directory (a teacher is written {TEACHER}NAME)")
     student = load_student(path, dtype=torch.bfloat16, device=device)
     model = student.model
-    name, size = path.name or which, model.config.n_parameters
-    return Candidate(name, model, decoder_scorer(model), student.tokenizer, "completion", size, _bytes(model, 2 * size))
+    disk, identity = _on_disk(find_student(path))
+    return Candidate(
+        path.name or which, model, decoder_scorer(model), student.tokenizer, "completion", model.config.n_parameters,
+        _bytes(model, 0), disk, identity,
+    )  # fmt: skip
+
+
+def _teacher(which: str, device: str) -> Candidate:
+    name = which.removeprefix(TEACHER)
+    teacher = load_teacher(name, device)
+    source = Path(entry(name).source)
+    disk, identity = 0, ""
+    if name == EMBEDDED or source.is_dir():
+        disk, identity = _on_disk(embedded.directory() if name == EMBEDDED else source)
+    model, size = teacher.generator(), teacher.spec.n_parameters
+    shown = which if which.startswith(TEACHER) else source.name
+    return Candidate(
+        shown, model, teacher.signal, teacher.tokenizer, teacher.prompt_style, size, _bytes(model, 2 * size), disk,
+        f"{asdict(teacher.spec)} {identity}",
+    )  # fmt: skip
+
+
+def _is_huggingface(path: Path) -> bool:
+    """Whether a directory holds a model of transformers, which names its architecture."""
+    config = path / "config.json"
+    return config.is_file() and '"architectures"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def _on_disk(directory: Path) -> tuple[int, str]:
+    """Bytes of the weights in a directory, and a digest of their sizes and times."""
+    stats = [(file.name, file.stat()) for file in sorted(directory.glob("*.safetensors"))]
+    told = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return sum(size for _, size, _ in told), hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def _bytes(model: CausalLM, otherwise: int) -> int:

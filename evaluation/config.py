@@ -11,16 +11,26 @@ class EvaluateConfig:
     """What to measure, of which models."""
 
     model: str | None = None
-    """Run, checkpoint or student directory, or teacher:NAME; several joined by commas (default: the newest run
-    beside its teacher)."""
+    """Run, checkpoint or student directory, a directory of transformers, or teacher:NAME_OR_HUB_ID; several joined by
+    commas (default: the newest run beside its teacher)."""
     humaneval: bool = False
     """pass@k on HumanEval, completions executed in a sandbox."""
+    mbpp: bool = False
+    """pass@k on the 500 test problems of MBPP (hub, or --mbpp_file)."""
+    mbpp_file: str | None = None
+    """MBPP as a local JSONL file of Google's format."""
+    problems: str | None = None
+    """pass@k on problems of your own: a JSONL file of the shape of HumanEval's."""
+    oracle: Literal["split", "upstream", "both"] = "split"
+    """Where tests run: apart from the completion; with it, as public harnesses do; or both, scored by the first."""
     perplexity: bool = False
     """Loss and perplexity on held-out text."""
     fidelity: bool = False
     """KL from the teacher, top-1 agreement and acceptance on held-out text."""
     latency: bool = False
     """Time of the prompt and of each token, tokens/s, parameters and bytes."""
+    report: bool = False
+    """HumanEval, perplexity, fidelity and latency, also as a page with pictures (report.md) and in TensorBoard."""
     samples: PositiveInt = 1
     """Completions per problem."""
     temperature: NonNegativeFloat = 0.0
@@ -29,12 +39,14 @@ class EvaluateConfig:
     """Values of k for pass@k, separated by commas."""
     limit: PositiveInt | None = None
     """Only the first problems."""
-    prompt_style: Literal["auto", "completion", "chat"] = "auto"
-    """How problems are put (auto: as the model was trained to be asked)."""
+    prompt_style: Literal["auto", "completion", "chat", "few-shot"] = "auto"
+    """How problems are put (auto: as the model was trained to be asked; few-shot: behind MBPP's three examples)."""
     max_new_tokens: PositiveInt = 160
     """Longest completion, in tokens."""
     batch_size: PositiveInt = 32
     """Completions generated, or held-out rows scored, together."""
+    sandbox_packages: str | None = None
+    """Installed packages that completions and tests may import, separated by commas (default: none)."""
     allow_weak_sandbox: bool = False
     """Execute completions even where the machine offers no strong sandbox."""
     teacher: str | None = None

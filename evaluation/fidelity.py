@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, C tokens of a chunk, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -61,14 +61,9 @@ def fidelity(
     """
     sums = torch.zeros(6, dtype=torch.float64)  # the last one counts targets
     for batch in batches:
-        keep = batch.targets != IGNORE
-        targets = batch.targets[keep]  # (N,)
-        pairs = [_rows(scorer(batch), keep) for scorer in (model, reference)]
-        sums[5] += len(targets)
-        for start in range(0, len(targets), CHUNK):
-            part = slice(start, start + CHUNK)
-            log_q, log_p = (_log_softmax(signal, hidden[part], vocab_size) for signal, hidden in pairs)
-            sums[:5] += _compare(log_q, log_p, targets[part]).double().cpu()
+        for targets, log_q, log_p in scored_chunks((model, reference), batch, vocab_size):
+            sums[:5] += _compare(log_q, log_p, targets).double().cpu()
+            sums[5] += len(targets)
     *means, count = total(sums).tolist()
     loss, reference_loss, kl, agreement, acceptance = (mean / max(1, count) for mean in means)
     return Fidelity(loss, math.exp(loss), reference_loss, kl, agreement, acceptance)
@@ -79,14 +74,9 @@ def perplexity_loss(model: Scorer, batches: Iterable[Batch], vocab_size: int) ->
     """The model's cross-entropy in nats per target."""
     total, count = 0.0, 0
     for batch in batches:
-        keep = batch.targets != IGNORE
-        signal, hidden = _rows(model(batch), keep)
-        targets = batch.targets[keep]
-        count += len(targets)
-        for start in range(0, len(targets), CHUNK):
-            part = slice(start, start + CHUNK)
-            log_q = _log_softmax(signal, hidden[part], vocab_size)
-            total -= log_q.gather(1, targets[part, None]).double().sum().item()
+        for targets, log_q in scored_chunks((model,), batch, vocab_size):
+            total -= log_q.gather(1, targets[:, None]).double().sum().item()
+            count += len(targets)
     return total / max(1, count)
 
 
@@ -97,8 +87,22 @@ def unigram_loss(counts: Tensor, batches: Iterable[Batch]) -> float:
     return -log_q[targets].mean().item()
 
 
-def _rows(signal: FullSignal, keep: Tensor) -> tuple[FullSignal, Tensor]:
-    return signal, signal.hidden[keep]  # (N, D)
+def scored_chunks(scorers: Sequence[Scorer], batch: Batch, vocab_size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Some targets `(C,)` of the batch at a time, in order, and each scorer's fp32 log-probabilities there `(C, V)`."""
+    keep = batch.targets != IGNORE
+    targets = batch.targets[keep]  # (N,)
+    signals = [scorer(batch) for scorer in scorers]
+    hiddens = [signal.hidden[keep] for signal in signals]  # (N, D) each
+    for start in range(0, len(targets), CHUNK):
+        part = slice(start, start + CHUNK)
+        rows = (_log_softmax(s, hidden[part], vocab_size) for s, hidden in zip(signals, hiddens, strict=True))
+        yield targets[part], *rows
+
+
+def kl_per_target(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """KL(p‖q) in nats, of log-probabilities `(C, V)` → `(C,)`."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)
 
 
 def _log_softmax(signal: FullSignal, hidden: Tensor, vocab_size: int) -> Tensor:
@@ -111,6 +115,6 @@ def _compare(log_q: Tensor, log_p: Tensor, targets: Tensor) -> Tensor:
     """Sums over a chunk, in the order of Fidelity: both losses, KL, agreement, acceptance."""
     p, q = log_p.exp(), log_q.exp()
     own, theirs = (-x.gather(1, targets[:, None]).sum() for x in (log_q, log_p))
-    kl = torch.where(p > 0, p * (log_p - log_q), 0).sum()
+    kl = kl_per_target(log_q, log_p).sum()
     agreement = (log_q.argmax(-1) == log_p.argmax(-1)).sum()
     return torch.stack((own, theirs, kl, agreement, torch.minimum(p, q).sum()))

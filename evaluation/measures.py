@@ -3,25 +3,27 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
-from tutelage.data.batch import Batch
+from tutelage.data.batch import IGNORE, Batch
 from tutelage.data.corpus import build_corpus
 from tutelage.data.loader import heldout_batches
 from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.evaluation.candidate import TEACHER, Candidate, load_candidate
 from tutelage.evaluation.config import EvaluateConfig
 from tutelage.evaluation.fidelity import fidelity, perplexity_loss
-from tutelage.evaluation.humaneval import run_humaneval
 from tutelage.evaluation.latency import latency
+from tutelage.evaluation.passing import pass_at_k
+from tutelage.evaluation.problem_sets import PROBLEM_SETS, load_problems
+from tutelage.evaluation.problems import ProblemSet
 from tutelage.evaluation.report import Measured
 from tutelage.files import cache_directory
 from tutelage.teacher.registry import entry
 from tutelage.training.config import RunConfig
 
 
-@dataclass
+@dataclass(eq=False)
 class Bench:
     """What the measurements of one call share."""
 
@@ -39,6 +41,11 @@ class Bench:
         """The reference of fidelity."""
         return load_candidate(TEACHER + (self.config.teacher or self.recorded.teacher), self.config.device)
 
+    @cache  # noqa: B019  # a bench lives as long as the command
+    def problems(self, which: str) -> ProblemSet:
+        """A problem set, loaded and checked once."""
+        return load_problems(which, self.config)
+
     def heldout(self, tokenizer: Tokenizer) -> list[Batch]:
         """Held-out rows in this vocabulary, laid out as in training."""
         corpus = build_corpus(self.data, tokenizer, self.recorded.packing, cache_directory() / "data")
@@ -46,21 +53,32 @@ class Bench:
         return [batch.to(self.config.device) for batch in batches]
 
 
-def measure_humaneval(candidate: Candidate, bench: Bench, into: Measured) -> None:
+def measure_passing(which: str, candidate: Candidate, bench: Bench, into: Measured) -> None:
     """pass@k, its intervals, and how the completions ended."""
-    name = candidate.name.replace("/", "_").replace(":", "-")
-    scores = run_humaneval(candidate, bench.config, bench.output / f"humaneval-{name}.jsonl")
-    into.metrics |= {f"humaneval/{key}": value for key, value in scores.metrics.items()}
-    into.intervals |= {f"humaneval/{key}": value for key, value in scores.intervals.items()}
-    into.metrics["humaneval/solved"] = len(scores.solved)
-    into.metrics |= {f"humaneval/{verdict.lower()}": count for verdict, count in scores.verdicts.items()}
+    problems = bench.problems(which)
+    name, scores = problems.name, pass_at_k(candidate, problems, bench.config, bench.output)
+    counts = {"solved": len(scores.solved), "by_upstream_oracle": len(scores.upstream)}
+    counts |= {verdict.lower(): count for verdict, count in scores.verdicts.items()}
+    into.metrics |= {f"{name}/{key}": value for key, value in (scores.metrics | counts).items()}
+    into.intervals |= {f"{name}/{key}": value for key, value in scores.intervals.items()}
+    into.scores[name] = scores
+    into.details[name] = {
+        "passes": scores.passes, "failures": scores.failures, "upstream": scores.upstream, "samples": scores.file,
+    }  # fmt: skip
 
 
 def measure_perplexity(candidate: Candidate, bench: Bench, into: Measured) -> None:
-    """Loss and perplexity on held-out text."""
-    batches = bench.heldout(candidate.tokenizer)
-    loss = perplexity_loss(candidate.scorer, batches, candidate.tokenizer.vocab_size)
-    into.metrics |= {"perplexity/loss": loss, "perplexity/perplexity": math.exp(loss)}
+    """Loss and perplexity on held-out text; bits per byte, which other vocabularies can be compared by."""
+    tokenizer = candidate.tokenizer
+    batches = bench.heldout(tokenizer)
+    loss = perplexity_loss(candidate.scorer, batches, tokenizer.vocab_size)
+    targets = [token for batch in batches for token in batch.targets[batch.targets != IGNORE].tolist()]
+    n_bytes = sum(len(tokenizer.token_bytes(token)) for token in targets if token != tokenizer.eos_id)
+    into.metrics |= {
+        "perplexity/loss": loss,
+        "perplexity/perplexity": math.exp(loss),
+        "perplexity/bits_per_byte": loss * len(targets) / n_bytes / math.log(2),
+    }
 
 
 def measure_fidelity(candidate: Candidate, bench: Bench, into: Measured) -> None:
@@ -78,11 +96,13 @@ def measure_latency(candidate: Candidate, bench: Bench, into: Measured) -> None:
     """Times and sizes."""
     times = latency(candidate.generator, candidate.tokenizer.vocab_size, bench.config.device)
     into.metrics |= {"size/parameters": candidate.n_parameters, "size/bytes": candidate.n_bytes}
+    if candidate.disk_bytes:
+        into.metrics["size/disk_bytes"] = candidate.disk_bytes
     into.metrics |= {f"latency/{key}": value for key, value in times.items()}
 
 
 MEASURES: dict[str, Callable[[Candidate, Bench, Measured], None]] = {
-    "humaneval": measure_humaneval,
+    **{which: partial(measure_passing, which) for which in PROBLEM_SETS},
     "perplexity": measure_perplexity,
     "fidelity": measure_fidelity,
     "latency": measure_latency,

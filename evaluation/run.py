@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # torch comes after the flags are checked
     from tutelage.evaluation.measures import Bench
     from tutelage.evaluation.report import Measured
 
-KINDS = ("humaneval", "perplexity", "fidelity", "latency")
+KINDS = ("humaneval", "mbpp", "problems", "perplexity", "fidelity", "latency")
+REPORTED = ("humaneval", "perplexity", "fidelity", "latency")
 
 
 def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, Measured]":
@@ -27,25 +28,30 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
     Raises UserError for a model that is not there, or a question that cannot be answered.
     """
     config = replace(config or EvaluateConfig(), **fields)
-    wanted = [kind for kind in KINDS if getattr(config, kind)]
+    wanted = [kind for kind in KINDS if getattr(config, kind) or (config.report and kind in REPORTED)]
     if not wanted:
-        raise UserError(f"nothing to measure: pass any of {', '.join('--' + kind for kind in KINDS)}")
+        raise UserError(f"nothing to measure: pass any of {', '.join('--' + kind for kind in KINDS)}, --report")
     names, run = choose_models(config)
 
     from tutelage.evaluation.candidate import load_candidate
     from tutelage.evaluation.measures import MEASURES, Bench
-    from tutelage.evaluation.report import Measured, write_results
+    from tutelage.evaluation.report import Measured, comparisons, write_results
     from tutelage.kernels.dispatch import use
 
     use(config.impl, config.device)
-    bench = Bench(config, recorded_config(run), Path(config.output_dir or (run or Path("runs")) / "eval"))
+    bench = Bench(config, recorded_config(run), output_directory(config, run))
     models: dict[str, Measured] = {}
     for name in names:
         candidate = load_candidate(name, config.device)
         measured = models[candidate.name] = Measured()
         for kind in wanted:
             MEASURES[kind](candidate, bench, measured)
-    write_results(bench.output / "results.json", models, settings(config, bench))
+    told, compared = settings(config, bench, wanted), comparisons(models, config.samples)
+    write_results(bench.output / "results.json", models, told, compared)
+    if config.report:
+        from tutelage.evaluation.page import write_page
+
+        write_page(bench.output, models, told, compared)
     return models
 
 
@@ -60,6 +66,11 @@ def choose_models(config: EvaluateConfig) -> tuple[list[str], Path | None]:
     return names, homes[0] if homes else None
 
 
+def output_directory(config: EvaluateConfig, run: Path | None) -> Path:
+    """Where everything is written."""
+    return Path(config.output_dir or (run or Path("runs")) / "eval")
+
+
 def recorded_config(run: Path | None) -> RunConfig:
     """The configuration a run was trained with; the defaults where there is no run."""
     if run is None:
@@ -67,14 +78,19 @@ def recorded_config(run: Path | None) -> RunConfig:
     return cli.parse(RunConfig, ["--config", str(run / "config.yaml")], prog="config.yaml", description="")
 
 
-def settings(config: EvaluateConfig, bench: "Bench") -> dict[str, Any]:
+def settings(config: EvaluateConfig, bench: "Bench", wanted: Sequence[str]) -> dict[str, Any]:
     """Everything the numbers depend on."""
-    from tutelage.evaluation.problems import STOPS
-    from tutelage.evaluation.sandbox import describe
+    from tutelage.evaluation.problem_sets import PROBLEM_SETS
+    from tutelage.evaluation.sandbox.pool import describe
 
     found = {**asdict(config), "data": bench.data, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    if config.humaneval:
-        found |= {"stops": list(STOPS), "sandbox": describe()}
+    for problems in (bench.problems(kind) for kind in PROBLEM_SETS if kind in wanted):
+        found["sandbox"] = describe(problems.packages)
+        found[problems.name] = {
+            "problems": len(problems.problems),
+            "stops": {name: style.stops for name, style in problems.styles.items()},
+            "limits": asdict(problems.limits),
+        }
     return found | {"environment": environment()}
 
 
@@ -86,7 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> None:
     about = "Measure students and teachers: pass@k on HumanEval, perplexity, fidelity, latency."
-    models = evaluate(cli.parse(EvaluateConfig, argv, prog="evaluate.py", description=about))
-    from tutelage.evaluation.report import show
+    config = cli.parse(EvaluateConfig, argv, prog="evaluate.py", description=about)
+    models = evaluate(config)
+    from tutelage.evaluation.report import comparisons, show
 
-    show(models)
+    show(models, comparisons(models, config.samples))
+    if config.report:
+        print(f"report.md, its pictures and results.json: {output_directory(config, choose_models(config)[1])}")

@@ -141,7 +141,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _sandbox() -> Iterator[Finding]:
-    from tutelage.evaluation.sandbox import describe
+    from tutelage.evaluation.sandbox.pool import describe
 
     logging.getLogger("tutelage.evaluation.sandbox").setLevel(logging.ERROR)  # the finding says it
     try:

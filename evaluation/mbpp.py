@@ -1,0 +1,96 @@
+"""MBPP (arXiv:2108.07732): its 500 test problems, and the ways in which they are usually put.
+
+A problem here has HumanEval's shape: its prompt is a docstring, which holds the task and the first of the three tests
+(as InCoder put it, arXiv:2204.05999), and its test calls all of them.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tutelage.data.hub import hub_rows
+from tutelage.data.mbpp import DATASET
+from tutelage.data.readers import Row, jsonl_rows
+from tutelage.errors import UserError
+from tutelage.evaluation.problems import Problem, Style
+
+TEST_IDS = range(11, 511)
+SHOTS = (2, 3, 4)
+"""The examples of the paper's three-shot prompt; no test problem is among them."""
+COLUMNS = ("task_id", "text", "code", "test_list", "test_setup_code")
+
+
+def mbpp(path: Path | None) -> tuple[list[Problem], dict[str, Style]]:
+    """The test problems and their styles, from a local JSONL file of Google's format or from the hub.
+
+    Raises UserError naming the row that cannot be used, or what is missing.
+    """
+    try:
+        found = {int(row["task_id"]): _problem(row) for row in map(_checked, _rows(path))}
+    except OSError as error:
+        raise UserError(f"--mbpp_file {path}: {error.strerror}") from error
+    missing = [number for number in (*SHOTS, *TEST_IDS) if number not in found]
+    if missing:
+        raise UserError(f"{path or DATASET} lacks {len(missing)} of MBPP's problems, the first is task {missing[0]}")
+    return [found[number] for number in TEST_IDS], styles([found[number] for number in SHOTS])
+
+
+def _rows(path: Path | None) -> Iterator[Row]:
+    if path:
+        return jsonl_rows(path)
+    return chain.from_iterable(hub_rows(DATASET, "full", split) for split in ("prompt", "test"))
+
+
+def styles(examples: list[Problem]) -> dict[str, Style]:
+    """How a problem is put: as a docstring, in the paper's words behind three examples, or as a turn of ChatML."""
+    shots = "".join(f"{one.task}[BEGIN]\n{one.canonical_solution}\n[DONE]\n" for one in examples)
+    new = ("\nclass ", "\nassert", '\n"""', "\nprint", "\nif ", "\n```", "\n#")
+    return {
+        "completion": Style(lambda problem: problem.prompt, lambda problem: problem.prompt, new),
+        "few-shot": Style(lambda problem: f"{shots}{problem.task}[BEGIN]\n", _nothing, ("[DONE]", "\nYou are")),
+        "chat": Style(_chat, _nothing, ("\n```", "<|im_end|>")),
+    }
+
+
+def _chat(problem: Problem) -> str:
+    return f"<|im_start|>user\n{problem.task}<|im_end|>\n<|im_start|>assistant\n```python\n"
+
+
+def _nothing(problem: Problem) -> str:
+    return ""
+
+
+def _checked(row: Row) -> Mapping[str, Any]:
+    origin, value = row
+    if not isinstance(value, Mapping) or not set(COLUMNS) <= value.keys():
+        raise UserError(f"{origin} is no row of MBPP: {', '.join(COLUMNS)} are wanted")
+    return value
+
+
+def _problem(row: Mapping[str, Any]) -> Problem:
+    code = row["code"].replace("\r\n", "\n").strip()
+    tests = [test.replace("\r\n", "\n").strip() for test in row["test_list"]]
+    imports = [ast.unparse(node) for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    setup = "\n".join([*imports, row["test_setup_code"].replace("\r\n", "\n")])  # a test may use what it imports
+    body = "\n".join(f"    {line}" for line in "\n".join(tests).splitlines())
+    told = "\n".join(tests)
+    return Problem(
+        task_id=f"MBPP/{row['task_id']}",
+        prompt=f'"""\n{row["text"].strip()}\n{tests[0]}\n"""\n',
+        entry_point=_tested(code, tests),
+        test=f"{setup}\ndef check(candidate):\n{body}\n",
+        canonical_solution=code,
+        task=(
+            f"You are an expert Python programmer, and here is your task: {row['text'].strip()} "
+            f"Your code should pass these tests:\n\n{told}\n"
+        ),
+    )
+
+
+def _tested(code: str, tests: list[str]) -> str:
+    """The function that the tests are about: the last one of the solution's that the first test calls."""
+    functions = [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
+    called = {node.id for node in ast.walk(ast.parse(tests[0])) if isinstance(node, ast.Name)}
+    return next(name for name in reversed(functions) if name in called)

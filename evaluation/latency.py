@@ -1,6 +1,7 @@
 """How long a model takes and how much memory: the prompt, then each token, alone and with others beside it."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def _generate(model: CausalLM, batch: int, vocab_size: int, device: str) -> tupl
         new = model.step(tokens, cache)[:, -1].argmax(-1).tolist()  # on the host, as a caller would have it
         tokens = torch.tensor(new, device=device)[:, None]
         marks.append(time.perf_counter())
-    prompt, *rest = (1e3 * (after - before) for before, after in zip(marks, marks[1:], strict=False))
+    prompt, *rest = (1e3 * (after - before) for before, after in pairwise(marks))
     return prompt, rest
 
 

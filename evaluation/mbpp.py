@@ -8,6 +8,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from tutelage.data.hub import hub_rows
@@ -19,18 +20,22 @@ from tutelage.evaluation.problems import Problem, Style
 TEST_IDS = range(11, 511)
 SHOTS = (2, 3, 4)
 """The examples of the paper's three-shot prompt; no test problem is among them."""
-COLUMNS = ("task_id", "text", "code", "test_list", "test_setup_code")
+COLUMNS = ("task_id", "code", "test_list")
 
 
 def mbpp(path: Path | None) -> tuple[list[Problem], dict[str, Style]]:
     """The test problems and their styles, from a local JSONL file of Google's format or from the hub.
 
-    Raises UserError naming the row that cannot be used, or what is missing.
+    A file whose rows have a `test`, as those of MBPP+ on the hub do, is asked whole, and not behind examples. Raises
+    UserError naming the row that cannot be used, or what is missing.
     """
     try:
-        found = {int(row["task_id"]): _problem(row) for row in map(_checked, _rows(path))}
+        rows = [_checked(row) for row in _rows(path)]
     except OSError as error:
         raise UserError(f"--mbpp_file {path}: {error.strerror}") from error
+    found = {int(row["task_id"]): _problem(row) for row in rows}
+    if rows and all("test" in row for row in rows):
+        return list(found.values()), {name: style for name, style in styles([]).items() if name != "few-shot"}
     missing = [number for number in (*SHOTS, *TEST_IDS) if number not in found]
     if missing:
         raise UserError(f"{path or DATASET} lacks {len(missing)} of MBPP's problems, the first is task {missing[0]}")
@@ -71,19 +76,20 @@ def _checked(row: Row) -> Mapping[str, Any]:
 
 def _problem(row: Mapping[str, Any]) -> Problem:
     code = row["code"].replace("\r\n", "\n").strip()
+    text = row.get("text", row.get("prompt", "")).strip()
     tests = [test.replace("\r\n", "\n").strip() for test in row["test_list"]]
     imports = [ast.unparse(node) for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    setup = "\n".join([*imports, row["test_setup_code"].replace("\r\n", "\n")])  # a test may use what it imports
-    body = "\n".join(f"    {line}" for line in "\n".join(tests).splitlines())
+    setup = "\n".join([*imports, row.get("test_setup_code", "").replace("\r\n", "\n")])  # tests use what it imports
     told = "\n".join(tests)
+    body = indent(row.get("test", told), "    ")
     return Problem(
         task_id=f"MBPP/{row['task_id']}",
-        prompt=f'"""\n{row["text"].strip()}\n{tests[0]}\n"""\n',
+        prompt=f'"""\n{text}\n{tests[0]}\n"""\n',
         entry_point=_tested(code, tests),
         test=f"{setup}\ndef check(candidate):\n{body}\n",
         canonical_solution=code,
         task=(
-            f"You are an expert Python programmer, and here is your task: {row['text'].strip()} "
+            f"You are an expert Python programmer, and here is your task: {text} "
             f"Your code should pass these tests:\n\n{told}\n"
         ),
     )

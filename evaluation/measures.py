@@ -11,6 +11,7 @@ from tutelage.data.corpus import build_corpus
 from tutelage.data.loader import heldout_batches
 from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.evaluation.candidate import TEACHER, Candidate, load_candidate
+from tutelage.evaluation.closeness import closeness
 from tutelage.evaluation.config import EvaluateConfig
 from tutelage.evaluation.fidelity import fidelity, perplexity_loss
 from tutelage.evaluation.latency import latency
@@ -82,14 +83,19 @@ def measure_perplexity(candidate: Candidate, bench: Bench, into: Measured) -> No
 
 
 def measure_fidelity(candidate: Candidate, bench: Bench, into: Measured) -> None:
-    """Closeness to the teacher; of the teacher itself there is nothing to say."""
+    """Closeness to the teacher, in the mean and in depth; of the teacher itself there is nothing to say."""
     if candidate.name == bench.teacher.name:
         return
     where = f"{candidate.name} and {bench.teacher.name}"
     check_fingerprint(bench.teacher.tokenizer.fingerprint, candidate.tokenizer.fingerprint, where)
     batches = bench.heldout(candidate.tokenizer)
-    found = fidelity(candidate.scorer, bench.teacher.scorer, batches, candidate.tokenizer.vocab_size)
+    models, vocab_size = (candidate.scorer, bench.teacher.scorer), candidate.tokenizer.vocab_size
+    found = fidelity(*models, batches, vocab_size)
     into.metrics |= {f"fidelity/{key}": getattr(found, key) for key in ("kl", "agreement", "acceptance")}
+    depth = closeness(*models, batches, vocab_size, candidate.tokenizer)
+    into.metrics["fidelity/calibration_error"] = depth.student.error
+    into.metrics["fidelity/calibration_error_of_teacher"] = depth.teacher.error
+    into.details["fidelity"] = depth.plain()
 
 
 def measure_latency(candidate: Candidate, bench: Bench, into: Measured) -> None:

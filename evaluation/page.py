@@ -44,8 +44,8 @@ def sections(
     for which in dict.fromkeys(which for model in models.values() for which in model.scores):
         yield from _problems(which, models)
     for name, model in models.items():
-        if "by_position" in model.details:
-            yield from _closeness(name, model.details)
+        if "fidelity" in model.details:
+            yield from _closeness(name, model.details["fidelity"])
     yield "## Settings"
     yield ", ".join(f"{name} {settings[name]}" for name in TOLD if settings.get(name) is not None)
     if sandbox:
@@ -72,6 +72,25 @@ def _problems(which: str, models: Models) -> Iterator[str]:
     if upstream := next(iter(scores.values())).upstream:
         yield f"By the upstream oracle, for their tests build the completion's own objects: {', '.join(upstream)}."
     yield "Every completion: " + ", ".join(f"`{one.file}`" for one in scores.values()) + "."
+
+
+def _closeness(name: str, depth: Mapping[str, Any]) -> Iterator[str]:
+    """Where one student follows its teacher, and the pieces of text where it does so least."""
+    yield f"## {name} and its teacher"
+    for title, slices in (("class of the token", "token_classes"), ("position", "by_position")):
+        rows = (
+            [one["name"], f"{one['share']:.1%}", f"{one['agreement']:.1%}", f"{one['kl']:.3f}"]
+            for one in depth[slices]
+            if one["count"]
+        )
+        yield grid([title, "share", "agreement", "KL (nats)"], rows)
+    yield "The ten pieces of held-out text where they differ most, each up to the token where they differ most:"
+    for one in depth["furthest"]:
+        student, teacher = (f"{g['text']!r} ({g['probability']:.0%})" for g in (one["student"], one["teacher"]))
+        yield (
+            f"KL {one['kl']:.2f} nats over {one['count']} tokens, {one['peak_kl']:.2f} at the last: student {student},"
+            f" teacher {teacher}, text {one['target']!r}\n\n{indent(one['context'])}"
+        )
 
 
 def _to_tensorboard(directory: Path, models: Models, text: str, pictures: Mapping[str, Path]) -> None:

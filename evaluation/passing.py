@@ -18,7 +18,7 @@ from tutelage.evaluation.ledger import Key, Ledger
 from tutelage.evaluation.passk import Scores, score
 from tutelage.evaluation.problem_sets import execute, scored_by
 from tutelage.evaluation.problems import Problem, ProblemSet, Style, chosen, program
-from tutelage.evaluation.sandbox.pool import Verdict
+from tutelage.evaluation.sandbox.pool import Limits, Verdict
 
 log = logging.getLogger(__name__)
 # What completions and verdicts depend on, beside model and problems.
@@ -74,7 +74,7 @@ def file_name(candidate: Candidate, problems: ProblemSet, config: EvaluateConfig
     stated: dict[str, Any] = {name: getattr(config, name) for name in SETTINGS}
     stated |= {"model": candidate.identity, "style": style, "stops": problems.styles[style].stops}
     stated |= {"problems": [asdict(problem) for problem in problems.problems], "packages": problems.packages}
-    stated |= {"limits": asdict(problems.limits), "versions": [version("tutelage"), version("torch")]}
+    stated |= {"limits": asdict(problems.limits or Limits()), "versions": [version("tutelage"), version("torch")]}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:8]
     return f"{problems.name}-{candidate.name.replace('/', '_').replace(':', '-')}-{digest}"
 

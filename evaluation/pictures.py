@@ -77,28 +77,34 @@ def verdicts(axes: "Axes", models: Models) -> bool:
 
 def calibration(axes: "Axes", models: Models) -> bool:
     """How often the likeliest token is right, by the probability it is given."""
-    bins = {name: model.details["calibration"] for name, model in models.items() if "calibration" in model.details}
-    for name, told in bins.items():
-        filled = [one for one in told if one["count"]]
-        x, y = ([one[what] for one in filled] for what in ("confidence", "accuracy"))
-        axes.plot(x, y, "o-", label=name, markersize=4)
+    depths = {name: model.details["fidelity"] for name, model in models.items() if "fidelity" in model.details}
+    lines = {name: depth["student"]["bins"] for name, depth in depths.items()}
+    if not depths:
+        return False
+    lines["teacher"] = next(iter(depths.values()))["teacher"]["bins"]
+    for name, bins in lines.items():
+        told = [(one["confidence"], one["accuracy"]) for one in bins if one["count"]]
+        axes.plot(*zip(*told, strict=True), "o-", label=name, markersize=4)
     axes.plot([0, 1], [0, 1], color="#b0b0b0", linestyle=":")
     axes.set_xlabel("probability of the likeliest token")
     axes.set_ylabel("share that is the true token")
     axes.legend(frameon=False)
-    return bool(bins)
+    return True
 
 
 def agreement(axes: "Axes", models: Models) -> bool:
     """Top-1 agreement with the teacher by class of the token."""
-    told = {name: model.details["token_classes"] for name, model in models.items() if "token_classes" in model.details}
-    for number, (name, classes) in enumerate(told.items()):
-        where = np.arange(len(classes)) + 0.8 * (number + 0.5) / len(told)
-        axes.bar(where, [100 * one["agreement"] for one in classes], 0.8 / len(told), label=name)
-        axes.set_xticks(np.arange(len(classes)) + 0.4, [one["name"] for one in classes])
+    depths = {name: model.details["fidelity"] for name, model in models.items() if "fidelity" in model.details}
+    if not depths:
+        return False
+    for number, (name, depth) in enumerate(depths.items()):
+        classes = [one for one in depth["token_classes"] if one["count"]]
+        where = np.arange(len(classes)) + 0.8 * (number + 0.5) / len(depths)
+        axes.bar(where, [100 * one["agreement"] for one in classes], 0.8 / len(depths), label=name)
+        axes.set_xticks(np.arange(len(classes)) + 0.4, [f"{one['name']}\n{one['share']:.0%}" for one in classes])
     axes.set_ylabel("agreement with the teacher (%)")
     axes.legend(frameon=False)
-    return bool(told)
+    return True
 
 
 PICTURES: dict[str, Callable[["Axes", Models], bool]] = {

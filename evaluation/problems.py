@@ -1,7 +1,9 @@
 """What a model is asked to program: a problem, the text the model reads, and the program its answer becomes."""
 
 import ast
+import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -9,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tutelage.errors import UserError
+from tutelage.evaluation.evalplus import differential_test
 from tutelage.evaluation.sandbox.pool import Case, Limits
 
 
@@ -53,7 +56,7 @@ class ProblemSet:
     name: str
     problems: Sequence[Problem]
     styles: Mapping[str, Style]
-    limits: Limits = Limits()
+    limits: Limits | None = None  # None: those of the sandbox
     packages: tuple[str, ...] = ()  # that programs and tests may import
 
 
@@ -89,10 +92,14 @@ def truncate(text: str, stops: Sequence[str]) -> str:
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """Problems of the shape of HumanEval's rows, one JSON object per line. Raises UserError naming the row."""
+    """Problems of the shape of HumanEval's rows or EvalPlus', one JSON object per line, the file as it is or gzipped.
+
+    Raises UserError naming the row.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        whole = path.read_bytes()
+        lines = (gzip.decompress(whole) if path.suffix == ".gz" else whole).decode().split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"problems {path}: {error}") from error
     found = [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
@@ -109,6 +116,8 @@ NEEDED = tuple(field.name for field in fields(Problem) if field.name != "task")
 def _parsed(line: str, where: str) -> Problem:
     try:
         row = json.loads(line)
+        if "base_input" in row:
+            row["test"] = differential_test(row)
         problem = Problem(**{name: row[name] for name in NEEDED})
         for name, value in vars(problem).items():
             if not isinstance(value, str):

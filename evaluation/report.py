@@ -36,6 +36,7 @@ ROWS = (
     ("fidelity/agreement", "top-1 agreement", "{:.1%}"),
     ("fidelity/acceptance", "acceptance Σmin(p,q)", "{:.1%}"),
     ("fidelity/calibration_error", "expected calibration error", "{:.1%}"),
+    ("fidelity/calibration_error_of_teacher", "its teacher's", "{:.1%}"),
     ("latency/prompt_ms", "prompt of 128 tokens (ms)", "{:.1f}"),
     ("latency/token_ms_p50", "per token p50 (ms)", "{:.1f}"),
     ("latency/token_ms_p95", "per token p95 (ms)", "{:.1f}"),

@@ -81,7 +81,7 @@ def recorded_config(run: Path | None) -> RunConfig:
 def settings(config: EvaluateConfig, bench: "Bench", wanted: Sequence[str]) -> dict[str, Any]:
     """Everything the numbers depend on."""
     from tutelage.evaluation.problem_sets import PROBLEM_SETS
-    from tutelage.evaluation.sandbox.pool import describe
+    from tutelage.evaluation.sandbox.pool import Limits, describe
 
     found = {**asdict(config), "data": bench.data, "date": datetime.now(UTC).isoformat(timespec="seconds")}
     for problems in (bench.problems(kind) for kind in PROBLEM_SETS if kind in wanted):
@@ -89,7 +89,7 @@ def settings(config: EvaluateConfig, bench: "Bench", wanted: Sequence[str]) -> d
         found[problems.name] = {
             "problems": len(problems.problems),
             "stops": {name: style.stops for name, style in problems.styles.items()},
-            "limits": asdict(problems.limits),
+            "limits": asdict(problems.limits or Limits()),
         }
     return found | {"environment": environment()}
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> None:
-    about = "Measure students and teachers: pass@k on HumanEval, perplexity, fidelity, latency."
+    about = "Measure models side by side: pass@k in a sandbox, perplexity, fidelity, size and latency."
     config = cli.parse(EvaluateConfig, argv, prog="evaluate.py", description=about)
     models = evaluate(config)
     from tutelage.evaluation.report import comparisons, show

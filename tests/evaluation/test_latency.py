@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from tutelage.evaluation.latency import NEW_TOKENS, REPEATS, latency
+from tutelage.evaluation.latency import BATCHES, NEW_TOKENS, REPEATS, latency
 
 
 class Slow:
@@ -29,4 +29,13 @@ def test_prompt_and_tokens_are_told_apart():
     assert 1.9 < found["token_ms_p50"] < 15
     assert found["token_ms_p50"] <= found["token_ms_p95"]
     assert found["tokens_per_s"] < 1000 / 1.9
-    assert model.calls.count(1) == REPEATS * NEW_TOKENS
+    assert model.calls.count(1) == (REPEATS + len(BATCHES) - 1) * NEW_TOKENS
+
+
+def test_more_at_once_is_more_tokens_and_what_they_take_is_seen():
+    model = Slow()
+    model.new_cache = lambda batch, max_len: torch.zeros(batch << 19)  # 2 MiB a row
+    found = latency(model, vocab_size=5)
+    assert 4 < found["tokens_per_s_batch_8"] / found["tokens_per_s"] < 12
+    assert found["tokens_per_s_batch_32"] > 2 * found["tokens_per_s_batch_8"]
+    assert 50 << 20 < found["working_bytes"] < 150 << 20

@@ -186,7 +186,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(when, monkeypatch, tmp_path)
             scored(model, tmp_path / "killed", limit=6, samples=2, batch_size=3)
     [path] = (tmp_path / "killed").glob("*.jsonl")
     path.write_text(path.read_text() + '{"task_id": "HumanE')  # torn
-    done = [line for line in path.read_text().splitlines()[:-1]]
+    done = path.read_text().splitlines()[:-1]
 
     again = []
     with monkeypatch.context() as patch:

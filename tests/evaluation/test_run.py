@@ -51,7 +51,29 @@ def test_humaneval_of_an_untrained_student_is_zero_and_kept(run, tmp_path):
     )
     assert models[run.name].metrics["humaneval/pass@1"] == 0
     assert models[run.name].intervals["humaneval/pass@1"][0] == 0
-    assert len((tmp_path / "humaneval-tiny.jsonl").read_text().splitlines()) == 2
+    [samples] = tmp_path.glob("humaneval-tiny-*.jsonl")
+    assert len(samples.read_text().splitlines()) == 2
+
+
+def test_a_report_on_a_run_its_teacher_and_a_model_that_is_not_ours(run, teacher, llama_dir, capsys):
+    told = evaluate(
+        model=f"{run},{teacher},{llama_dir}",
+        report=True,
+        limit=2,
+        max_new_tokens=8,
+        eval_rows=2,
+        allow_weak_sandbox=True,
+    )
+    assert list(told) == [run.name, teacher, llama_dir.name]
+    for one in told.values():
+        assert {"humaneval/pass@1", "perplexity/bits_per_byte", "latency/tokens_per_s_batch_32"} <= one.metrics.keys()
+        assert one.metrics["size/disk_bytes"] > 0
+    written = json.loads((run / "eval" / "results.json").read_text())
+    assert len(written["comparisons"]) == 3
+    assert written["settings"]["humaneval"]["problems"] == 2
+    assert set(written["models"][run.name]["details"]) == {"humaneval", "fidelity"}
+    assert (run / "eval" / "report.md").is_file()
+    assert (run / "eval" / "pictures" / "agreement.png").is_file()
 
 
 def test_by_default_the_newest_run_and_its_teacher(run, teacher, monkeypatch):

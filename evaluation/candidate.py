@@ -7,14 +7,12 @@ from pathlib import Path
 import torch
 
 from tutelage.data.tokenizer import Tokenizer
-from tutelage.errors import UserError
+from tutelage.evaluation.config import TEACHER
 from tutelage.evaluation.fidelity import Scorer, decoder_scorer
 from tutelage.student.cache import CausalLM
 from tutelage.student.weights import find_student, load_student
 from tutelage.teacher import embedded
 from tutelage.teacher.registry import EMBEDDED, entry, load_teacher
-
-TEACHER = "teacher:"
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,6 @@ def load_candidate(which: str, device: str) -> Candidate:
     if which.startswith(TEACHER) or _is_huggingface(Path(which)):
         return _teacher(which, device)
     path = Path(which)
-    if not path.exists():
-        raise UserError(f"--model {which}: no such directory (a teacher is written {TEACHER}NAME)")
     student = load_student(path, dtype=torch.bfloat16, device=device)
     model = student.model
     disk, identity = _on_disk(find_student(path))

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from rich.progress import track
-
 from tutelage.evaluation.candidate import Candidate
 from tutelage.evaluation.config import EvaluateConfig
 from tutelage.evaluation.ledger import Key, Ledger
 from tutelage.evaluation.problems import truncate
+from tutelage.evaluation.progress import bar
 from tutelage.student.generate import generate
 
 
@@ -24,7 +23,7 @@ def complete(
     order = sorted(ids, key=lambda key: len(ids[key]))
     batches = [(start, order[start : start + config.batch_size]) for start in range(0, len(order), config.batch_size)]
     wanted = [(start, batch) for start, batch in batches if ledger.lacking(batch, "completion")]
-    for start, batch in track(wanted, f"generating with {candidate.name}", transient=True):
+    for start, batch in bar(wanted, f"generating with {candidate.name}", len(wanted)):
         done = generate(
             candidate.generator,
             [ids[key] for key in batch],

@@ -5,6 +5,11 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from tutelage.errors import UserError
+
+TEACHER = "teacher:"
+"""What stands before the name of a teacher among models."""
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -63,3 +68,15 @@ class EvaluateConfig:
     """Kernels, see train.py --help."""
     output_dir: str | None = None
     """Where results.json and completions go (default: eval/ in the run)."""
+
+
+def parse_ks(text: str, samples: int) -> list[int]:
+    """`"1,10"` → [1, 10]. Raises UserError for anything that is no number from 1 to `samples`."""
+    try:
+        ks = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--k {text}: numbers separated by commas, e.g. --k 1,10") from None
+    for k in ks:
+        if not 1 <= k <= samples:
+            raise UserError(f"--k {k} needs at least as many samples, got --samples {samples}: raise --samples")
+    return ks

@@ -10,9 +10,9 @@ from tutelage.data.batch import IGNORE, Batch
 from tutelage.data.corpus import build_corpus
 from tutelage.data.loader import heldout_batches
 from tutelage.data.tokenizer import Tokenizer, check_fingerprint
-from tutelage.evaluation.candidate import TEACHER, Candidate, load_candidate
+from tutelage.evaluation.candidate import Candidate, load_candidate
 from tutelage.evaluation.closeness import closeness
-from tutelage.evaluation.config import EvaluateConfig
+from tutelage.evaluation.config import TEACHER, EvaluateConfig
 from tutelage.evaluation.fidelity import fidelity, perplexity_loss
 from tutelage.evaluation.latency import latency
 from tutelage.evaluation.passing import pass_at_k

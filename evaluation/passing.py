@@ -8,16 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
-from tutelage.errors import UserError, unknown
+from tutelage.errors import unknown
 from tutelage.evaluation.candidate import Candidate
 from tutelage.evaluation.completions import complete
-from tutelage.evaluation.config import EvaluateConfig
+from tutelage.evaluation.config import EvaluateConfig, parse_ks
 from tutelage.evaluation.ledger import Key, Ledger
 from tutelage.evaluation.passk import Scores, score
 from tutelage.evaluation.problem_sets import execute, scored_by
 from tutelage.evaluation.problems import Problem, ProblemSet, Style, chosen, program
+from tutelage.evaluation.progress import bar
 from tutelage.evaluation.sandbox.pool import Limits, Verdict
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ def judge(problems: ProblemSet, asked: dict[Key, Problem], style: Style, oracle:
     """Adds to the ledger, under the name of the oracle, how each completion ended."""
     keys = ledger.lacking(asked, oracle)
     programs = [(asked[key], program(asked[key], style, ledger.rows[key]["completion"])) for key in keys]
-    results = track(execute(problems, programs, oracle), f"executing {problems.name}", len(keys), transient=True)
+    results = bar(execute(problems, programs, oracle), f"executing {problems.name}", len(keys))
     for key, result in zip(keys, results, strict=True):
         told = {**asdict(result), "oracle": chosen(asked[key], oracle)}
         if ledger.rows[key]["truncated"] and result.verdict in (Verdict.FAIL, Verdict.SYNTAX):
@@ -77,15 +76,3 @@ def file_name(candidate: Candidate, problems: ProblemSet, config: EvaluateConfig
     stated |= {"limits": asdict(problems.limits or Limits()), "versions": [version("tutelage"), version("torch")]}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:8]
     return f"{problems.name}-{candidate.name.replace('/', '_').replace(':', '-')}-{digest}"
-
-
-def parse_ks(text: str, samples: int) -> list[int]:
-    """`"1,10"` → [1, 10]. Raises UserError for anything that is no number from 1 to `samples`."""
-    try:
-        ks = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--k {text}: numbers separated by commas, e.g. --k 1,10") from None
-    for k in ks:
-        if not 1 <= k <= samples:
-            raise UserError(f"--k {k} needs at least as many samples, got --samples {samples}: raise --samples")
-    return ks

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage import cli
 from tutelage.errors import UserError
-from tutelage.evaluation.config import EvaluateConfig
+from tutelage.evaluation.config import TEACHER, EvaluateConfig, parse_ks
+from tutelage.teacher.registry import entry
 from tutelage.training.config import RunConfig
 from tutelage.training.run_directory import environment, newest_run
 
@@ -31,6 +32,7 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
     wanted = [kind for kind in KINDS if getattr(config, kind) or (config.report and kind in REPORTED)]
     if not wanted:
         raise UserError(f"nothing to measure: pass any of {', '.join('--' + kind for kind in KINDS)}, --report")
+    parse_ks(config.k, config.samples)
     names, run = choose_models(config)
 
     from tutelage.evaluation.candidate import load_candidate
@@ -43,6 +45,8 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
     models: dict[str, Measured] = {}
     for name in names:
         candidate = load_candidate(name, config.device)
+        if candidate.name in models:  # two runs may each have a directory `student`
+            candidate = replace(candidate, name=name)
         measured = models[candidate.name] = Measured()
         for kind in wanted:
             MEASURES[kind](candidate, bench, measured)
@@ -59,9 +63,14 @@ def choose_models(config: EvaluateConfig) -> tuple[list[str], Path | None]:
     """The models by name, and the run they belong to: by default the newest run, beside its teacher."""
     if config.model is None:
         run = newest_run()
-        return [str(run), f"teacher:{config.teacher or recorded_config(run).teacher}"], run
-    names = [name.strip() for name in config.model.split(",")]
-    paths = [Path(name) for name in names if not name.startswith("teacher:")]
+        return [str(run), f"{TEACHER}{config.teacher or recorded_config(run).teacher}"], run
+    names = list(dict.fromkeys(name.strip() for name in config.model.split(",")))
+    paths = [Path(name) for name in names if not name.startswith(TEACHER)]
+    for name in names:  # all of them, before the first is measured for minutes
+        if name.startswith(TEACHER):
+            entry(name.removeprefix(TEACHER))
+        elif not Path(name).exists():
+            raise UserError(f"--model {name}: no such directory (a teacher is written {TEACHER}NAME)")
     homes = [home for path in paths for home in (path, *path.parents) if (home / "config.yaml").is_file()]
     return names, homes[0] if homes else None
 

@@ -42,7 +42,8 @@ class _Parser(ArgumentParser):
 def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, description: str) -> T:
     """An instance of the dataclass `config` from a command line, and from YAML given by `--config`.
 
-    Nested dataclasses are dotted flags (`--optim.lr`), booleans are bare (`--dry_run`, `--no_dry_run`).
+    Nested dataclasses are dotted flags (`--optim.lr`), booleans are bare (`--dry_run`, `--no_dry_run`), and dashes in
+    the name of a flag are underscores.
     Raises UserError naming the flag, the value and the nearest known flag.
     """
     parser = _Parser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
@@ -52,9 +53,10 @@ def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, desc
             parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix="no_"), default=default, help=text)
         else:
             parser.add_argument(f"--{name}", type=hint, default=default, help=text)
-    given: list[str] = []  # --flag=value as two, so that both spellings are one below
+    given: list[str] = []  # --some-flag=value as --some_flag value, so that all spellings are one below
     for part in sys.argv[1:] if argv is None else argv:
-        given += part.split("=", 1) if part.startswith("--") else [part]
+        flag, *value = part.split("=", 1) if part.startswith("--") else [part]
+        given += [f"--{flag[2:].replace('-', '_')}" if part.startswith("--") else flag, *value]
     lines: dict[str, str] = {}  # where each key was last set
     for flag, value in pairwise(given):
         if flag == "--config":

@@ -19,7 +19,7 @@ from tutelage.evaluation.fidelity import CHUNK, fidelity
 from tutelage.teacher.signal import FullSignal
 
 WORDS = "def f(x):\n    return x + 1  # one\nname = 'text'\n"
-CODE = [f"{WORDS * n}\nif {n} in rows:\n    pass" for n in (1, 3, 2, 5, 1, 7)]
+CODE = [f"{WORDS * n}\nif {n} in rows:\n    pass" for n in (1, 3, 2, 5, 1, 7, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,13 @@ def scorer(vocab_size, seed, padding=0):
     def hidden(tokens, positions, targets):
         return by_token[tokens] * by_position[positions] + peeps[positions] * head[targets.clamp(min=0)]
 
-    def log_probs(token, position, target):
-        return torch.log_softmax(head[:vocab_size].double() @ hidden(token, position, target).double(), -1)
+    exact = head[:vocab_size].double().numpy()
 
-    return lambda batch: FullSignal(hidden(batch.tokens, batch.positions, batch.targets), head), log_probs
+    def probabilities(token, position, target):
+        powers = np.exp(exact @ hidden(token, position, target).double().numpy())
+        return powers / powers.sum()
+
+    return lambda batch: FullSignal(hidden(batch.tokens, batch.positions, batch.targets), head), probabilities
 
 
 def plain_targets(batches, student, teacher, tokenizer):
@@ -54,7 +57,7 @@ def plain_targets(batches, student, teacher, tokenizer):
     for number, batch in enumerate(batches):
         for row, at in (batch.targets != IGNORE).nonzero().tolist():
             token, position, target = (x[row, at] for x in (batch.tokens, batch.positions, batch.targets))
-            q, p = (log_probs(token, position, target).exp() for log_probs in (student, teacher))
+            q, p = (model(token, position, target) for model in (student, teacher))
             first = at - int(position)
             ids = [*batch.tokens[row, first : at + 1].tolist(), *batch.targets[row, at:].tolist()]
             if IGNORE in ids:
@@ -65,22 +68,22 @@ def plain_targets(batches, student, teacher, tokenizer):
                 "target": tokenizer.token_bytes(int(target)),
                 "before": b"".join(map(tokenizer.token_bytes, ids[: int(position) + 1])),
                 "class": token_classes(tokenizer, ids)[int(position) + 1],
-                "kl": float((p * (p / q).log()).sum()),
+                "kl": float((p * np.log(p / q)).sum()),
                 "agreement": float(q.argmax() == p.argmax()),
-                "student": (float(q.max()), float(q.argmax() == target), int(q.argmax())),
-                "teacher": (float(p.max()), float(p.argmax() == target), int(p.argmax())),
+                "student": (float(q.max()), float(q.argmax() == int(target)), int(q.argmax())),
+                "teacher": (float(p.max()), float(p.argmax() == int(target)), int(p.argmax())),
             }
 
 
 @pytest.fixture(scope="module")
 def compared(tokenizer):
     """What is found of two random models, the same one by one, and their fidelity."""
-    packed = pack([tokenizer.encode(text) for text in CODE], tokenizer.eos_id, 42)
+    packed = pack([tokenizer.encode(text) for text in CODE], tokenizer.eos_id, 60)
     batches = [rows_of(packed, 0, 5), rows_of(packed, 5)]
     size = tokenizer.vocab_size
-    (student, log_q), (teacher, log_p) = scorer(size, 0, padding=7), scorer(size, 1, padding=7)
+    (student, q), (teacher, p) = scorer(size, 0, padding=7), scorer(size, 1, padding=7)
     found = closeness(student, teacher, iter(batches), size, tokenizer)
-    return found, list(plain_targets(batches, log_q, log_p, tokenizer)), fidelity(student, teacher, batches, size)
+    return found, list(plain_targets(batches, q, p, tokenizer)), fidelity(student, teacher, batches, size)
 
 
 def mean(values):
@@ -89,14 +92,14 @@ def mean(values):
 
 
 def test_the_example_has_something_of_everything(compared):
-    found, rows, _ = compared
+    _, rows, _ = compared
     sizes = Counter(row["piece"] for row in rows).values()
     assert len(rows) > CHUNK
     assert min(sizes) < MIN_TARGETS
     assert sum(size >= MIN_TARGETS for size in sizes) > 10
     assert 0.1 < mean(row["agreement"] for row in rows) < 0.9
     assert all(0.1 < mean(row[name][1] for row in rows) < 0.9 for name in ("student", "teacher"))
-    assert found.student != found.teacher
+    assert any(len(row["before"]) > 80 for row in rows)
 
 
 def test_calibration_is_counted_bin_by_bin(compared):
@@ -191,13 +194,13 @@ def test_a_certain_model_fills_the_last_bin_and_agrees_with_itself(letters):
     assert found.furthest == ()  # the piece is too short
 
 
-def test_a_guess_at_a_gap_in_the_vocabulary_has_no_text(letters):
+def test_a_guess_may_be_a_gap_in_the_vocabulary_or_a_part_of_a_character(letters):
     packed = pack([letters.encode("x = 1  # " * 4)], letters.eos_id, 64)
     size = letters.vocab_size + 1
-    student, teacher = constant(size, -1, 1.0), constant(size, letters.encode("#")[0], 9.0)
+    student, teacher = constant(size, -1, 1.0), constant(size, letters.encode("é")[0], 9.0)
     found = closeness(student, teacher, [rows_of(packed)], size, letters)
     (piece,) = found.furthest
-    assert (piece.student.text, piece.teacher.text) == ("", "#")
+    assert (piece.student.text, piece.teacher.text) == ("", "\ufffd")
     assert piece.student.probability == pytest.approx(math.e / (math.e + size - 1))
     assert piece.count == 36
 
@@ -238,6 +241,8 @@ READINGS = {
         "  kkkk lo",
         "match = case(_)",
         "nnnnn o nnnnono",
+        "if match:",
+        "kk nnnnno",
     ],
     "more bytes than characters": [
         "é = 'ü→'  # ñ",
@@ -266,8 +271,8 @@ READINGS = {
         "lll llll llll ll",
         '"""',
         "lll",
-        'x = """and here"""',
-        "n o llllll lllllll",
+        'f(((x))) + """and here"""',
+        "nooonooo o llllll lllllll",
     ],
     "begins and ends in a string": [
         "the text goes on '''",

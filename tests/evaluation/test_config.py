@@ -4,11 +4,17 @@ import pytest
 
 from tutelage import cli
 from tutelage.errors import UserError
-from tutelage.evaluation.config import EvaluateConfig
+from tutelage.evaluation.config import EvaluateConfig, parse_ks
 
 
 def parse(*flags):
     return cli.parse(EvaluateConfig, flags, prog="evaluate.py", description="")
+
+
+def test_dashes_are_underscores():
+    assert parse("--sandbox-packages", "numpy", "--allow-weak-sandbox", "--max-new-tokens=7") == parse(
+        "--sandbox_packages=numpy", "--allow_weak_sandbox", "--max_new_tokens", "7"
+    )
 
 
 def test_flags_are_bare_and_counts_positive():
@@ -18,3 +24,9 @@ def test_flags_are_bare_and_counts_positive():
     for flag in ("--samples", "--limit", "--eval_rows"):
         with pytest.raises(UserError, match=flag):
             parse(flag, "0")
+
+
+@pytest.mark.parametrize(("k", "samples"), [("2", 1), ("0", 1), ("1,x", 5), ("", 1)])
+def test_k_that_cannot_be_estimated_is_refused(k, samples):
+    with pytest.raises(UserError, match="--k"):
+        parse_ks(k, samples)

@@ -103,12 +103,6 @@ def test_samples_and_k(tmp_path, monkeypatch):
     assert sum(scores.verdicts.values()) == 6
 
 
-@pytest.mark.parametrize(("k", "samples"), [("2", 1), ("0", 1), ("1,x", 5), ("", 1)])
-def test_k_that_cannot_be_estimated_is_refused(k, samples):
-    with pytest.raises(UserError, match="--k"):
-        harness.parse_ks(k, samples)
-
-
 TREE = Problem(
     "Toy/1",
     '"""Count the nodes."""\n',

@@ -1,6 +1,7 @@
 """`evaluate` end to end on a tiny run: what it chooses, writes and refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from tutelage import distill, evaluate
 from tutelage.errors import UserError
 from tutelage.evaluation.config import EvaluateConfig
 from tutelage.evaluation.run import choose_models
+from tutelage.student.weights import find_student
 
 
 @pytest.fixture
@@ -76,6 +78,23 @@ def test_a_report_on_a_run_its_teacher_and_a_model_that_is_not_ours(run, teacher
     assert (run / "eval" / "pictures" / "agreement.png").is_file()
 
 
+def test_a_model_without_its_tokenizer_is_named(llama_dir, tmp_path):
+    for file in llama_dir.iterdir():
+        if "token" not in file.name:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=str(tmp_path)):
+        evaluate(model=str(tmp_path), perplexity=True, output_dir=str(tmp_path / "eval"))
+    assert not (tmp_path / "eval").exists()
+
+
+def test_models_of_one_name_are_told_apart(run, tmp_path):
+    two = [tmp_path / which / "student" for which in ("a", "b")]
+    for path in two:
+        shutil.copytree(find_student(run), path)
+    told = evaluate(model=",".join(map(str, two)), latency=True, output_dir=str(tmp_path / "eval"))
+    assert list(told) == ["student", str(two[1])]
+
+
 def test_by_default_the_newest_run_and_its_teacher(run, teacher, monkeypatch):
     monkeypatch.chdir(run.parent.parent)
     names, home = choose_models(EvaluateConfig())
@@ -92,6 +111,9 @@ def test_nothing_to_measure_is_an_error():
     ("flags", "words"),
     [
         (["--model", "nowhere", "--latency"], "nowhere"),
+        (["--model", "teacher:smollm2-135m,nowhere", "--latency"], "nowhere"),
+        (["--model", "teacher:smollm2-135m", "--problems", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--model", "teacher:smollm2-135m", "--mbpp", "--mbpp_file", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "teacher:smollm", "--latency"], "did you mean 'smollm2-135m'"),
         (["--humanevall"], "did you mean '--humaneval'"),
         (["--humaneval", "--samples", "-1"], "--samples -1"),

@@ -55,8 +55,8 @@ def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, desc
             parser.add_argument(f"--{name}", type=hint, default=default, help=text)
     given: list[str] = []  # --some-flag=value as --some_flag value, so that all spellings are one below
     for part in sys.argv[1:] if argv is None else argv:
-        flag, *value = part.split("=", 1) if part.startswith("--") else [part]
-        given += [f"--{flag[2:].replace('-', '_')}" if part.startswith("--") else flag, *value]
+        name, *rest = part.split("=", 1) if part.startswith("--") else [part]
+        given += [f"--{name[2:].replace('-', '_')}" if part.startswith("--") else name, *rest]
     lines: dict[str, str] = {}  # where each key was last set
     for flag, value in pairwise(given):
         if flag == "--config":

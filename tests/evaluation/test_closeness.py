@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.test_token_classes import letters  # noqa: F401  (a fixture)
 from tutelage.data.batch import IGNORE
 from tutelage.data.packing import pack
 from tutelage.errors import UserError

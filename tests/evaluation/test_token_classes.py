@@ -4,14 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.data.tokenizer import Tokenizer, train
+from tutelage.data.tokenizer import train
 from tutelage.evaluation.token_classes import CLASSES, token_classes
-
-
-@pytest.fixture(scope="module")
-def letters() -> Tokenizer:
-    """Every byte is a token, and no two are one."""
-    return train(["ab"], 257)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What the measurements share is loaded once, and only if asked for."""
 
+from dataclasses import replace
+
 import pytest
 
 from tutelage.errors import UserError
@@ -30,9 +32,15 @@ def test_the_teacher_is_loaded_once_and_for_fidelity_alone(make_config, teacher_
     assert into.metrics["fidelity/kl"] == pytest.approx(0, abs=1e-3)  # the same weights
 
 
-def test_fidelity_across_vocabularies_is_refused(make_config, teacher_dir, tmp_path, monkeypatch):
-    bench = Bench(EvaluateConfig(eval_rows=2), make_config(), tmp_path)
+def test_fidelity_across_vocabularies_is_refused_or_left_out_of_a_report(
+    make_config, teacher_dir, tmp_path, monkeypatch, caplog
+):
+    bench = Bench(EvaluateConfig(eval_rows=2, fidelity=True), make_config(), tmp_path)
     student = load_candidate(str(teacher_dir), "cpu")
     monkeypatch.setattr(student.tokenizer, "fingerprint", "another", raising=False)
+    into = Measured()
+    MEASURES["fidelity"](student, replace(bench, config=replace(bench.config, report=True, fidelity=False)), into)
+    assert into.metrics == {}
+    assert "different vocabularies" in caplog.text
     with pytest.raises(UserError, match="another"):
-        MEASURES["fidelity"](student, bench, Measured())
+        MEASURES["fidelity"](student, bench, into)

@@ -19,7 +19,8 @@ _ERROR = re.compile(r"(\w+(?:Error|Exception|Exit|Interrupt|Iteration|Group))\b"
 
 @dataclass(frozen=True)
 class Scores:
-    """`metrics` and `intervals` are keyed `pass@k`; an interval is the 95 % bootstrap over problems."""
+    """`metrics` and `intervals` are keyed `pass@k`; an interval is the 95 % bootstrap over problems, but where all have
+    the same value, of which a bootstrap makes nothing, the exact one (Clopper and Pearson's)."""
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
@@ -69,7 +70,7 @@ def score(told: Mapping[Key, Mapping[str, Any]], ks: Sequence[int], file: str = 
     for k in ks:
         values = np.array([pass_at_k(samples[task], c, k) for task, c in passes.items()])
         metrics[f"pass@{k}"] = float(values.mean())
-        intervals[f"pass@{k}"] = _bootstrap(values)
+        intervals[f"pass@{k}"] = _bootstrap(values) if values.min() < values.max() else _of_one_kind(values)
     failures = Counter(kind(one) for one in told.values() if one["verdict"] != Verdict.PASS)
     return Scores(
         metrics, intervals, dict(sorted(Counter(str(one["verdict"]) for one in told.values()).items())),
@@ -101,6 +102,13 @@ def compare(first: Scores, second: Scores, samples: int) -> Comparison:
     flipped = np.abs((signs * differences).mean(axis=1))
     at_least = int((flipped >= abs(differences.mean()) - 1e-12).sum())
     return Comparison(float(differences.mean()), _bootstrap(differences), (1 + at_least) / (1 + len(flipped)))
+
+
+def _of_one_kind(values: Floats) -> tuple[float, float]:
+    """All problems solved or none, of n: what solves each with chance p does so with chance pⁿ or (1 − p)ⁿ."""
+    reach = 0.025 ** (1 / len(values))
+    value = float(values[0])
+    return (min(value, reach) if value else 0.0, max(value, 1 - reach) if value < 1 else 1.0)
 
 
 def _bootstrap(values: Floats, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

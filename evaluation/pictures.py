@@ -52,7 +52,7 @@ def size_score(axes: "Axes", models: Models) -> bool:
     points = _score_against(axes, models, "size/parameters", 1e-6, "parameters (millions)")
     if points and _benchmark(models) == "humaneval":
         for name, (size, score) in PUBLISHED.items():
-            axes.plot(size, score, "o", color="#b0b0b0", zorder=1)
+            axes.plot(size, score, "o", color="#b0b0b0", markersize=4, zorder=1)
             axes.annotate(name, (size, score), (5, -10), textcoords="offset points", color="#8a8a8a", fontsize=7)
     return points
 
@@ -127,14 +127,20 @@ def _score_against(axes: "Axes", models: Models, cost: str, unit: float, title: 
             x, y = unit * model.metrics[cost], 100 * model.metrics[score]
             low, high = model.intervals[score]
             axes.errorbar(x, y, [[y - 100 * low], [100 * high - y]], fmt="o", capsize=3, zorder=3)
-            axes.annotate(name, (x, y), (7, 5), textcoords="offset points", fontsize=8)
-            points.append((x, y))
+            points.append((x, y, name))
+    for x, y, name in points:
+        side = ((7, 5), "left") if x < max(points)[0] or len(points) == 1 else ((-7, 5), "right")
+        axes.annotate(name, (x, y), side[0], textcoords="offset points", ha=side[1], fontsize=8)
     if front and points:
-        best = [(x, y) for x, y in sorted(points) if all(b < y or (b == y and a >= x) for a, b in points if a <= x)]
+        best = [
+            (x, y) for x, y, _ in sorted(points) if all(b < y or (b == y and a >= x) for a, b, _ in points if a <= x)
+        ]
         axes.step(*zip(*best, strict=True), where="post", color="#b0b0b0", linestyle="--", zorder=1)
     axes.set_xscale("log")
+    for plain in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        plain("{x:g}")  # not 3 × 10¹
+    axes.tick_params(axis="x", which="both", labelsize=8)
     axes.set_xlabel(title)
     axes.set_ylabel(f"{_benchmark(models)} pass@1 (%)")
-    axes.set_ylim(bottom=0)
     axes.margins(x=0.25)
     return bool(points)

@@ -49,10 +49,11 @@ class Candidate:
         raise RefusedError(str(value)[:200] if kind == "raised" else "a reply of no known kind")
 
     def _send(self, data: bytes) -> None:
-        while data:
+        left = memoryview(data)
+        while left:
             self._wait(self.requests, write=True)
             try:
-                data = data[os.write(self.requests, data) :]
+                left = left[os.write(self.requests, left) :]
             except BrokenPipeError:
                 self._died()
 

@@ -75,10 +75,11 @@ def decode(data: bytes, at: int = 0, depth: int = DEPTH) -> tuple[Any, int]:
 def brief(error: BaseException) -> str:
     """Kind and last line of an error, at most 200 characters."""
     try:
-        lines = str(error).strip().splitlines()
-    except BaseException:  # a hostile __str__
+        lines = str.splitlines(str.strip(str(error)))
+    except BaseException:  # a hostile __str__, as its methods would be
         lines = []
-    return ": ".join([type(error).__name__, *lines[-1:]])[:200]
+    name = type.__dict__["__name__"].__get__(type(error))  # whatever a metaclass makes of it
+    return ": ".join([name, *lines[-1:]])[:200]
 
 
 def _downcast(value: Any) -> Any:

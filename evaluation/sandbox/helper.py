@@ -52,6 +52,8 @@ def main() -> None:
 
 def prepare(world: dict[str, Any]) -> bool:
     """The root that all cases share, and what they will import; whether system calls can be filtered here."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("1000")  # what limits per process still let through: where memory ends, completions go first
     for name in WARM.split():
         importlib.import_module(name)
     if world["jail"]:
@@ -85,20 +87,37 @@ def guard(config: dict[str, Any], null: int, channel: int) -> NoReturn:
         if config["jail"]:
             jail.enter()
         else:
+            jail._call("prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, see `_sweep`
             os.chdir(config["directory"])
         if not (checker := os.fork()):  # only a child is inside the new PID namespace
+            jail._call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: nobody else would end it
             check(config, null, channel)
             os._exit(0)
         finished, gone = os.pidfd_open(checker), select.poll()
         gone.register(finished, select.POLLIN)
         gone.register(channel, 0)  # hanging up is told unasked
-        if not gone.poll(1e3 * (config["wall"] + config["grace"])):
-            os.write(channel, encode(("TLE", "the checker had to be killed", config["wall"])))
+        late = not gone.poll(1e3 * (config["wall"] + config["grace"]))
         os.kill(checker, signal.SIGKILL)  # and with it, in its namespace, everything
         os.waitpid(checker, 0)
+        if late:
+            os.write(channel, encode(("TLE", "the checker had to be killed", config["wall"])))
     except BaseException as error:
         os.write(channel, encode(("CRASH", f"the checker died: {brief(error)}", 0.0)))
     finally:
         if not config["jail"]:
+            with suppress(OSError):
+                _sweep()
             os.killpg(0, signal.SIGKILL)
         os._exit(0)
+
+
+def _sweep() -> None:
+    """Ends what a PID namespace would have: whoever outlives its parent becomes our child, in whatever session."""
+    while True:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            children = [int(pid) for pid in file.read().split()]
+        if not children:
+            return
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

@@ -22,6 +22,7 @@ _DENIED = (  # number on each machine
     (250, 219), (248, 217), (249, 218), (321, 280), (298, 241), (323, 282),  # keys; bpf, perf events, userfaultfd
     (425, 425), (426, 426), (427, 427), (303, 264), (304, 265), (310, 270), (311, 271),  # io_uring; handles; others'
     (312, 272), (246, 104), (175, 105), (313, 273), (41, 198),  # memory; kernel and its modules; sockets
+    (29, 194), (64, 190), (68, 186), (438, 438),  # System V memory, of which no limit knows, and its kin; others' files
 )  # fmt: skip
 _CLONE3 = 435  # both; its flags lie where a filter cannot look, and the C library does without it
 _CLONE = (56, 220)
@@ -71,14 +72,15 @@ def build(root: str, libraries: list[str], masked: list[str], packages: dict[str
 def enter() -> None:
     """New namespaces, and an empty `/tmp` to work in, for this process and the children it will have."""
     _call("unshare", NEW_WORLD)
-    _mount("tmp", "/tmp", "tmpfs", 6, "size=16m,mode=1777")
+    _mount("tmp", "/tmp", "tmpfs", 6, "size=16m,nr_inodes=4k,mode=1777")
     os.chdir("/tmp")
 
 
 def confine(config: dict[str, Any]) -> None:
     """Sets every limit, then gives up the user id (root) or the capabilities (anyone else), for good."""
-    limits = {"AS": config["memory"], "FSIZE": config["output"], "NOFILE": 64, "CORE": 0}
-    for name, value in (limits | {"NPROC": config["processes"]}).items():
+    # A core limit of 1, unlike 0, also keeps the kernel from starting the program that collects cores.
+    limits = {"AS": config["memory"], "FSIZE": config["output"], "NOFILE": 64, "CORE": 1}
+    for name, value in (limits | {"NPROC": config["processes"], "RTPRIO": 0}).items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     resource.setrlimit(resource.RLIMIT_CPU, (config["cpu"], config["cpu"] + 1))  # SIGXCPU, then SIGKILL
     _libc.signal(SIGXFSZ, None)  # back to the default: Python ignores it, but too much output must kill
@@ -87,7 +89,7 @@ def confine(config: dict[str, Any]) -> None:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     elif os.getuid():
-        _libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+        _call("capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
     _call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     if config["filter"]:
         deny_system_calls()

@@ -95,6 +95,13 @@ HOSTILE = {
     "recursion": (body("return add(a, b)"), "FAIL"),
     "error with a hostile message": (
         "class E(Exception):\n    def __str__(self): raise E\ndef add(a, b): raise E", "FAIL"),
+    "error whose name lies": (
+        "class M(type):\n    __name__ = property(lambda s: 1 / 0)\nclass E(Exception, metaclass=M): pass\n"
+        "def add(a, b): raise E", "FAIL"),
+    "error whose message is no plain text": (
+        "class S(str):\n    strip = splitlines = lambda s: [3]\nclass E(Exception):\n    __str__ = lambda s: S()\n"
+        "def add(a, b): raise E", "FAIL"),
+    "error that would speak to the terminal": (body("raise ValueError('\\ud800\\x1b[2J\\u202e')"), "FAIL"),
     "NUL byte": ("x = 1\0\n" + RIGHT, "SYNTAX"),
     "lone surrogate": ("x = '\ud800'\n" + RIGHT, "SYNTAX"),
     "syntax error": ("def add(a, b) return", "SYNTAX"),
@@ -116,6 +123,7 @@ HOSTILE = {
         "import os, time\nfor _ in range(3):\n    if os.fork() == 0:\n        while True: pass\n"
         + body("import time\nwhile True: time.sleep(1)"), "TLE"),
     "fills its disk": (body("for i in range(9999): open(str(i), 'wb').write(bytes(1 << 15))"), "FAIL"),
+    "fills its disk with names": (body("for i in range(10 ** 6): os.mknod(str(i))"), "FAIL"),
     "one large file": (body("open('x', 'wb').write(bytes(1 << 20))"), "OLE"),
     "opens descriptors without end": (body("x = [os.dup(0) for _ in range(9999)]"), "FAIL"),
     "raises its own limits": (
@@ -137,6 +145,9 @@ HOSTILE = {
     "forged verdict": (FORGE + "    answer(encode(('PASS', '')))", "FAIL"),
     "forged number of too many digits": (
         FORGE + "    answer(b't\\0\\0\\0\\2' + encode('value') + b'I\\0\\0\\x20\\0' + b'9' * 8192)", "FAIL"),
+    "forged type with a long name": (
+        FORGE + "    answer(b't\\0\\0\\0\\2' + encode('value') + b'T\\0\\0\\1\\0' + b'x' * 256)", "FAIL"),
+    "forged error of several lines": (FORGE + "    answer(encode(('raised', 'a\\nb\\r')))", "FAIL"),
     "a header, and then nothing": (
         FORGE + "    os.write(4, sys._getframe(2).f_locals['call'] + bytes(3))\n    time.sleep(600)", "TLE"),
     "answers itself before it is asked": (
@@ -154,6 +165,7 @@ HOSTILE = {
     "deletes the modules it runs on": (body("sys.modules.clear()\nreturn a + b"), "PASS"),
     "an encoding that is not there": ("# -*- coding: nothing -*-\n" + RIGHT, "PASS"),
     "a byte-order mark": ("\ufeff" + RIGHT, "SYNTAX"),
+    "a source of 10 MiB": ("x = '" + "x" * (10 << 20) + "'\n" + RIGHT, "PASS"),
     "nothing at all": ("", "FAIL"),
     "a function of another kind": ("add = 3", "FAIL"),
     "no environment": (body("return a + b if not set(os.environ) - {'LC_CTYPE'} else 0"), "PASS"),
@@ -165,6 +177,7 @@ def test_hostile_completions_get_their_verdict_and_leave_nothing(private, source
     result = run_one(Case(source, TEST, "add"), SHORT)
     assert result.verdict == verdict, result
     assert len(result.detail) <= 200
+    assert result.detail.isprintable()
     assert (result.detail == "") == (verdict == "PASS")
 
 
@@ -176,6 +189,9 @@ ATTEMPTS = {
     "enter new namespaces": "import ctypes\nreturn ctypes.CDLL(None).unshare(0x10000000) == 0",
     "become root": "os.setuid(0)\nreturn os.getuid() == 0",
     "speak to processes of other names": "import socket\nsocket.socketpair()\nsocket.socket(1)\nreturn True",
+    "keep memory that no limit counts": (
+        "import ctypes\nlib = ctypes.CDLL(None)\nreturn lib.shmctl(lib.shmget(0, 4096, 0o1600), 0, None) == 0"
+    ),
     "see other processes": "return len(os.listdir('/proc')) > 1",
     "see installed packages": "return len(os.listdir(os.path.dirname(os.__file__) + '/site-packages')) > 0",
 }
@@ -222,6 +238,18 @@ def test_the_checker_cannot_be_killed(private):
 def test_verdicts_are_the_same_without_layers(private, name):
     source, verdict = HOSTILE[name]
     assert _run(Case(source, TEST, "add"), SHORT, Layers(jail=False, users=False)).verdict == verdict
+
+
+WEAK = Layers(jail=False, users=os.getuid() == 0)
+
+
+def test_without_a_jail_nobody_survives_in_a_session_of_his_own(private):
+    assert _run(Case(HOSTILE["right, but leaves a sleeper"][0], TEST, "add"), SHORT, WEAK).verdict == Verdict.PASS
+
+
+def test_without_a_jail_directories_of_any_depth_are_removed(private):
+    deep = "import os\nfor _ in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\n"
+    assert _run(Case(deep + RIGHT, TEST, "add"), SHORT, WEAK).verdict == Verdict.PASS
 
 
 def test_floods_do_not_grow_the_parent(private):

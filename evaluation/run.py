@@ -29,6 +29,7 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
     Raises UserError for a model that is not there, or a question that cannot be answered.
     """
     config = replace(config or EvaluateConfig(), **fields)
+    config = replace(config, mbpp=config.mbpp or config.mbpp_file is not None)
     wanted = [kind for kind in KINDS if getattr(config, kind) or (config.report and kind in REPORTED)]
     if not wanted:
         raise UserError(f"nothing to measure: pass any of {', '.join('--' + kind for kind in KINDS)}, --report")

@@ -86,9 +86,11 @@ def leveldb_records(log: bytes, block: int = 32768, head: int = 7) -> Iterator[b
 
 @pytest.mark.slow
 def test_wandb_stays_offline_in_the_runs_directory(tmp_path: Path) -> None:
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
     track(tmp_path / "run", "wandb", 1, 3)
+    wandb.teardown()  # its service writes the file after finish() has returned; a process waits for that at its end
     [file] = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     losses, config = {}, {}
     for data in leveldb_records(file.read_bytes()[7:]):  # after the head that names the format

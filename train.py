@@ -142,7 +142,7 @@ def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dic
     rate = learning_rate(state.step, parts.steps, config.optim)
     set_learning_rate(parts.optimizer, rate)
     sums: dict[str, Any] = {}
-    pieces = processes.share(batch).split(config.accumulate)
+    pieces = processes.share(batch, config.accumulate)
     for number, piece in enumerate(pieces, 1):
         signal = parts.signal(piece) if objective.needs else None
         with processes.exchange(parts.wrapped, now=number == len(pieces)):

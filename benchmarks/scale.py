@@ -87,7 +87,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
     for step in range(steps + 1):
         batch = random_batch(point, step)
         started = time.perf_counter()
-        counts, mine = distiller.objective.counts(batch), processes.share(batch)
+        counts, [mine] = distiller.objective.counts(batch), processes.share(batch, 1)
         with torch.no_grad():
             hidden = teacher(mine.tokens, positions=mine.positions, segments=mine.segments).hidden
         loss, _ = wrapped(mine, FullSignal(hidden, teacher.head), counts, Progress(step, steps))

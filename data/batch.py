@@ -5,6 +5,7 @@ Shapes: B rows, T tokens per row.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,14 +33,16 @@ class Batch:
     keys: Tensor
     """(B,) int64: a hash of each row's tokens and segments, the same in every run."""
 
-    @property
-    def count(self) -> Tensor:
-        """The number of targets that are trained, a 0-dim int64 tensor (no device sync)."""
-        return (self.targets != IGNORE).sum()
+    @cached_property
+    def count(self) -> int:
+        """The number of targets that are trained."""
+        return int((self.targets != IGNORE).sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on `device`, counted before it leaves: to ask afterwards would be to wait for the device."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        vars(moved)["count"] = self.count
+        return moved
 
     def take(self, rows: Tensor) -> "Batch":
         """The rows with these indices `(N,)`, in this order."""

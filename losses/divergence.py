@@ -21,7 +21,7 @@ class Divergence(nn.Module):
         self.config, self.vocab_size = config, vocab_size
         self.needs = frozenset({"full"}) if config.kd_weight else frozenset()
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: Batch) -> int:
         """Targets of the batch."""
         return batch.count
 
@@ -54,6 +54,7 @@ class Divergence(nn.Module):
             kd_weight=config.kd_weight,
             ce_weight=config.ce_weight,
             vocab_size=self.vocab_size,
+            count=batch.count,
             check_values=False,  # the loop looks at the loss, and skips a step that is not finite
         )
         name = "kl" if config.divergence == "forward_kl" else config.divergence

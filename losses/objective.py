@@ -40,9 +40,9 @@ class Objective(nn.Module):
         if missing := self.needs - teacher.provides:
             raise UserError(f"teacher {teacher.spec.name} does not provide {', '.join(missing)}, which a loss needs")
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, int]:
         """Each loss's divisor, from the whole batch of a step (never a micro-batch)."""
-        return {name: loss.count(batch).clamp(min=1) for name, loss in self._losses()}
+        return {name: max(1, loss.count(batch)) for name, loss in self._losses()}
 
     def forward(
         self,
@@ -50,7 +50,7 @@ class Objective(nn.Module):
         head: Tensor,
         signal: TeacherSignal | None,
         batch: Batch,
-        counts: Mapping[str, Tensor],
+        counts: Mapping[str, int],
         progress: Progress,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of the mean loss, and of the logged means."""

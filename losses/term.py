@@ -30,8 +30,8 @@ class DistillationLoss(Protocol):
 
     needs: frozenset[str]  # what the teacher must provide, of {"full"}
 
-    def count(self, batch: Batch) -> Tensor:
-        """What the sums are divided by, 0-dim; known from the batch alone, so before any micro-batch runs."""
+    def count(self, batch: Batch) -> int:
+        """What the sums are divided by; known from the batch alone, so before any micro-batch runs."""
 
     def __call__(
         self,

@@ -20,7 +20,7 @@ class Distiller(nn.Module):
         self.objective = objective
 
     def forward(
-        self, batch: Batch, signal: TeacherSignal | None, counts: Mapping[str, Tensor], progress: Progress
+        self, batch: Batch, signal: TeacherSignal | None, counts: Mapping[str, int], progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A micro-batch's share of the loss of the whole step (0-dim), and of what is logged."""
         output = self.student(batch.tokens, positions=batch.positions, segments=batch.segments)

@@ -79,9 +79,12 @@ class Processes:
             raise UserError(line)
         return cast(T, result)
 
-    def share(self, batch: Batch) -> Batch:
-        """This process's rows of the global batch: together they are the batch, and no row is read twice."""
-        return batch.split(self.size)[self.rank].to(self.device)
+    def share(self, batch: Batch, pieces: int) -> list[Batch]:
+        """This process's rows of the global batch, in up to `pieces` micro-batches.
+
+        Those of all processes together are the batch, and no row is read twice.
+        """
+        return [piece.to(self.device) for piece in batch.split(self.size)[self.rank].split(pieces)]
 
     def deal(self, batches: Sequence[Batch]) -> list[Batch]:
         """This process's batches of all, as many for each: where they run out, one whose targets do not count."""

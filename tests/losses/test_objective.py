@@ -30,8 +30,8 @@ class Length(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(3.0))
 
-    def count(self, batch: Batch) -> torch.Tensor:
-        return torch.tensor(len(batch.tokens))
+    def count(self, batch: Batch) -> int:
+        return len(batch.tokens)
 
     def forward(self, output: StudentOutput, head: Any, signal: Any, batch: Batch, progress: Progress) -> LossTerm:
         square = output.hidden.square().mean((1, 2)).sum()
@@ -85,7 +85,7 @@ def test_two_losses_have_their_own_counts_and_state(
     objective = Objective(LossConfig(terms="divergence, length"), V)
     assert objective.needs == {"full", "taps"}
     counts = objective.counts(batch)
-    assert int(counts["length"]) == 5
+    assert counts["length"] == 5
     loss, logs = objective(output, head, signal, batch, counts, START)
     alone, _ = Objective(LossConfig(), V)(output, head, signal, batch, counts, START)
     length = output.hidden.square().mean((1, 2)).sum() / 5
@@ -96,7 +96,7 @@ def test_two_losses_have_their_own_counts_and_state(
 
 def test_a_step_without_targets_does_not_divide_by_zero(batch: Batch) -> None:
     empty = Batch(batch.tokens, torch.full_like(batch.targets, -100), batch.segments, batch.positions, batch.keys)
-    assert [int(count) for count in Objective(LossConfig(), V).counts(empty).values()] == [1]
+    assert [*Objective(LossConfig(), V).counts(empty).values()] == [1]
 
 
 def test_an_unknown_loss_gets_the_nearest() -> None:

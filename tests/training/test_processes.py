@@ -25,10 +25,12 @@ def placed(rank: int, size: int) -> Processes:
     return one
 
 
-@given(st.integers(1, 4), st.integers(1, 9))
-def test_every_row_is_read_once(size: int, more: int) -> None:
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 3))
+def test_every_row_is_read_once(size: int, more: int, pieces: int) -> None:
     batch = rows(size + more)
-    keys = [placed(rank, size).share(batch).keys.tolist() for rank in range(size)]
+    shares = [placed(rank, size).share(batch, pieces) for rank in range(size)]
+    assert all(1 <= len(share) <= pieces for share in shares)
+    keys = [[key for piece in share for key in piece.keys.tolist()] for share in shares]
     assert [key for own in keys for key in own] == batch.keys.tolist()
     assert max(map(len, keys)) - min(map(len, keys)) <= 1
 

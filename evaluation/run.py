@@ -38,11 +38,14 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
 
     from tutelage.evaluation.candidate import load_candidate
     from tutelage.evaluation.measures import MEASURES, Bench
+    from tutelage.evaluation.problem_sets import PROBLEM_SETS
     from tutelage.evaluation.report import Measured, comparisons, write_results
     from tutelage.kernels.dispatch import use
 
     use(config.impl, config.device)
     bench = Bench(config, recorded_config(run), output_directory(config, run))
+    for kind in filter(PROBLEM_SETS.get, wanted):  # what is wrong with a file is said before a model is loaded
+        bench.problems(kind)
     models: dict[str, Measured] = {}
     for name in names:
         candidate = load_candidate(name, config.device)

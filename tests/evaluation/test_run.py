@@ -112,7 +112,7 @@ def test_nothing_to_measure_is_an_error():
     [
         (["--model", "nowhere", "--latency"], "nowhere"),
         (["--model", "teacher:smollm2-135m,nowhere", "--latency"], "nowhere"),
-        (["--model", "teacher:smollm2-135m", "--problems", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--model", ".", "--problems", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "teacher:smollm2-135m", "--mbpp_file", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "teacher:smollm", "--latency"], "did you mean 'smollm2-135m'"),
         (["--humanevall"], "did you mean '--humaneval'"),

@@ -1,17 +1,14 @@
 """The embedded teacher."""
 
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tutelage.errors import UserError
-from tutelage.files import MANIFEST, cache_directory, fault, publish
+from tutelage.files import cache_directory, fault
 from tutelage.teacher import embedded
 from tutelage.teacher.registry import EMBEDDED, entry
 
@@ -97,23 +94,3 @@ def test_the_real_one_is_whole_quick_and_free_of_transformers(root: Path) -> Non
 def _fresh(code: str, root: Path) -> list[str]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     return done.stdout.split()
-
-
-@pytest.mark.slow
-def test_a_damaged_copy_of_the_real_one_is_dequantised_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = embedded.directory()
-    monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path))
-    copy = tmp_path / real.name
-    with publish(copy) as aside:
-        shutil.copytree(real, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-    assert fault(copy) is None
-    with (copy / "model.safetensors").open("r+b") as file:
-        file.seek(100_000_000)
-        byte = file.read(1)
-        file.seek(100_000_000)
-        file.write(bytes([byte[0] ^ 1]))
-    start: Any = time.perf_counter()
-    assert embedded.directory() == copy
-    assert time.perf_counter() - start > 1
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        assert (copy / name).read_bytes() == (real / name).read_bytes()

@@ -76,8 +76,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Closeness:
-    """What the mean of a student's fidelity hides."""
+    """A student's fidelity, in the mean over all targets and in what the mean hides."""
 
+    kl: float  # KL(teacher‖student), nats
+    agreement: float  # share where both models have the same likeliest token
+    acceptance: float  # Σ min(p, q): the share of the student's drafts that the teacher would accept
     student: Calibration
     teacher: Calibration
     by_position: tuple[Slice, ...]  # of the token that predicts, from the start of its piece: "0-7", "8-15", "16-31" …
@@ -105,13 +108,16 @@ def closeness(
             chunks.append(_compare(log_q, log_p))
     if not chunks:
         raise UserError("no held-out target to compare at: give longer documents, or more of them")
-    kl, confidence, likeliest = (torch.cat(parts, -1) for parts in zip(*chunks, strict=True))  # (N,), (2, N), (2, N)
+    (kl, acceptance), confidence, likeliest = (torch.cat(parts, -1) for parts in zip(*chunks, strict=True))  # (…, N)
     places = [(piece, at) for piece in pieces for at in piece.positions]
     targets = torch.tensor([piece.ids[at + 1] for piece, at in places])  # (N,)
     agreement = (likeliest[0] == likeliest[1]).double()
     student, teacher = (_calibration(*pair) for pair in zip(confidence, likeliest == targets, strict=True))
     ranges, buckets = _position_buckets(torch.tensor([at for _, at in places]))
     return Closeness(
+        kl.mean().item(),
+        agreement.mean().item(),
+        acceptance.mean().item(),
         student,
         teacher,
         _slices(ranges, buckets, agreement, kl),
@@ -138,10 +144,10 @@ def _pieces(batch: Batch) -> Iterator[_Piece]:
 
 
 def _compare(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What is kept of a chunk: KL `(C,)`, and probability and id of the likeliest token of each model `(2, C)`."""
+    """What is kept of a chunk, each `(2, C)`: KL and acceptance; probability and id of both models' likeliest token."""
     log_tops, ids = zip(*(x.max(-1) for x in (log_q, log_p)), strict=True)
-    kl = kl_per_target(log_q, log_p)
-    return kl.double().cpu(), torch.stack(log_tops).double().exp().cpu(), torch.stack(ids).cpu()
+    means = torch.stack((kl_per_target(log_q, log_p), torch.minimum(log_q, log_p).exp().sum(-1)))
+    return means.double().cpu(), torch.stack(log_tops).double().exp().cpu(), torch.stack(ids).cpu()
 
 
 def _calibration(confidence: Tensor, right: Tensor) -> Calibration:

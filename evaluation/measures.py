@@ -14,7 +14,7 @@ from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.evaluation.candidate import Candidate, load_candidate
 from tutelage.evaluation.closeness import closeness
 from tutelage.evaluation.config import TEACHER, EvaluateConfig
-from tutelage.evaluation.fidelity import fidelity, perplexity_loss
+from tutelage.evaluation.fidelity import perplexity_loss
 from tutelage.evaluation.latency import latency
 from tutelage.evaluation.passing import pass_at_k
 from tutelage.evaluation.problem_sets import PROBLEM_SETS, load_problems
@@ -96,12 +96,11 @@ def measure_fidelity(candidate: Candidate, bench: Bench, into: Measured) -> None
     check_fingerprint(expected, candidate.tokenizer.fingerprint, where)
     batches = bench.heldout(candidate.tokenizer)
     models, vocab_size = (candidate.scorer, bench.teacher.scorer), candidate.tokenizer.vocab_size
-    found = fidelity(*models, batches, vocab_size)
+    found = closeness(*models, batches, vocab_size, candidate.tokenizer)
     into.metrics |= {f"fidelity/{key}": getattr(found, key) for key in ("kl", "agreement", "acceptance")}
-    depth = closeness(*models, batches, vocab_size, candidate.tokenizer)
-    into.metrics["fidelity/calibration_error"] = depth.student.error
-    into.metrics["fidelity/calibration_error_of_teacher"] = depth.teacher.error
-    into.details["fidelity"] = depth.plain()
+    into.metrics["fidelity/calibration_error"] = found.student.error
+    into.metrics["fidelity/calibration_error_of_teacher"] = found.teacher.error
+    into.details["fidelity"] = found.plain()
 
 
 def measure_latency(candidate: Candidate, bench: Bench, into: Measured) -> None:

@@ -62,6 +62,7 @@ def plain_targets(batches, student, teacher, tokenizer):
                 "class": token_classes(tokenizer, ids)[int(position) + 1],
                 "kl": float((p * np.log(p / q)).sum()),
                 "agreement": float(q.argmax() == p.argmax()),
+                "acceptance": float(np.minimum(p, q).sum()),
                 "student": (float(q.max()), float(q.argmax() == int(target)), int(q.argmax())),
                 "teacher": (float(p.max()), float(p.argmax() == int(target)), int(p.argmax())),
             }
@@ -154,8 +155,11 @@ def test_the_furthest_pieces_with_the_token_where_they_part(compared, tokenizer)
             assert getattr(shown, name).probability == pytest.approx(probability, rel=1e-4)
 
 
-def test_the_slices_add_up_to_fidelity_and_all_of_it_is_plain(compared):
-    found, _, whole = compared
+def test_means_and_slices_are_fidelity_and_all_of_it_is_plain(compared):
+    found, rows, whole = compared
+    for name in ("kl", "agreement", "acceptance"):
+        assert getattr(found, name) == pytest.approx(mean(row[name] for row in rows), rel=1e-4)
+        assert getattr(found, name) == pytest.approx(getattr(whole, name), rel=1e-6)
     for slices in (found.by_position, found.token_classes):
         assert sum(shown.share * shown.kl for shown in slices) == pytest.approx(whole.kl, rel=1e-6)
         assert sum(shown.share * shown.agreement for shown in slices) == pytest.approx(whole.agreement)

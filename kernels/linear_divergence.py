@@ -10,15 +10,15 @@ Shapes: N tokens, C tokens of a chunk, V vocabulary, D student width, E teacher 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tutelage.kernels import checks, native, rows
+from tutelage.kernels import checks, rows
 from tutelage.kernels.dispatch import Impl, pick
 from tutelage.kernels.divergences import KINDS
+from tutelage.kernels.head_gradient import HeadGradient, scaled
 from tutelage.kernels.reference import IGNORE
 from tutelage.kernels.rows import ChunkTeacher, Knobs, TopK, Work
 
@@ -26,8 +26,6 @@ CHUNK = {"cpu": 2048, "cuda": 1024}
 """Tokens whose student logits are held at a time, where nobody says."""
 T_BLOCKS = {"cpu": 4}
 """Parts of a chunk whose teacher logits are made and used up one after the other; a GPU makes them at once."""
-STRIP = 8192
-"""Columns of ∂head that are summed at a time on a CPU."""
 _kept = threading.local()
 
 
@@ -184,7 +182,7 @@ def sweep(
     d_hidden = hidden.new_empty(hidden.shape if work.with_grad else 0)
     if len(picked) < len(hidden):
         d_hidden.zero_()
-    d_head = _HeadGradient(plan.accum_dtype if chunk < len(picked) else dtype)
+    d_head = HeadGradient(plan.accum_dtype if chunk < len(picked) else dtype)
 
     for start in range(0, len(picked), chunk):
         mine = picked[start : start + chunk]
@@ -242,53 +240,6 @@ def _of_block(teacher: DenseTeacher | TopK | None, mine: Tensor, buffer: Tensor)
     return t if teacher.cap is None else t.div_(teacher.cap).tanh_().mul_(teacher.cap)
 
 
-class _HeadGradient:
-    """∂head, the sum of sᵀ·x over chunks, `(D, ≥V)` on a CPU and `(≥V, D)` elsewhere: as its matmul is fastest.
-
-    Where the sum has a better dtype than the products, a CPU adds them in strips of columns: a product stays in cache
-    until it is added, and a strip of the sum is gone before the next one is rounded.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.sums: list[Tensor] = []
-
-    def add(self, x: Tensor, s: Tensor) -> None:
-        """Of one chunk: `x (C, D)`, `s (C, ≥V)`."""
-        if s.device.type != "cpu":
-            self._add(0, s.t(), x)
-            return
-        left = x.t().contiguous()
-        for strip, columns in enumerate(torch.split(s, STRIP if self.dtype != s.dtype else s.shape[1], dim=1)):
-            self._add(strip, left, columns)
-
-    def _add(self, strip: int, left: Tensor, right: Tensor) -> None:
-        if strip == len(self.sums):
-            self.sums.append((left @ right).to(self.dtype))
-        elif self.dtype == left.dtype:
-            self.sums[strip].addmm_(left, right)
-        elif left.device.type == "cpu":
-            self.sums[strip].add_(left @ right)
-        else:
-            torch.addmm(self.sums[strip], left, right, out_dtype=self.dtype, out=self.sums[strip])
-
-    def total(self, weight: Tensor) -> Tensor:
-        """The sum in the dtype of the head's `weight (≥V, D)`; it is then no longer here."""
-        if len(self.sums) == 1:
-            return self.sums.pop().to(weight.dtype)
-        whole = self.like(weight)
-        if not self.sums:
-            return whole.zero_()
-        for columns in torch.split(whole, STRIP, dim=1):
-            columns.copy_(self.sums.pop(0))
-        return whole
-
-    @staticmethod
-    def like(weight: Tensor) -> Tensor:
-        """An uninitialised ∂head."""
-        return weight.new_empty(weight.shape[::-1] if weight.device.type == "cpu" else weight.shape)
-
-
 def totals_of(sums: Tensor, knobs: Tensor, count: int, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
     """total, (divergence, cross-entropy, count), and ∂total by each knob but the mix, which is nobody's to learn."""
     divergence, cross_entropy, by_temperature = sums.unbind()
@@ -309,7 +260,7 @@ def _(
     dtype, with_grad = rest[9], rest[13]
     weight = head.to(dtype)
     gradients = (
-        (hidden.new_empty(hidden.shape), _HeadGradient.like(weight), knobs.new_empty(4))
+        (hidden.new_empty(hidden.shape), HeadGradient.like(weight), knobs.new_empty(4))
         if with_grad
         else (hidden.new_empty(0), weight.new_empty(0), knobs.new_empty(0))
     )
@@ -330,10 +281,9 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | N
     if grad_total is None:
         return (None,) * len(ctx.needs_input_grad)
     d_hidden, d_head, d_knobs = ctx.saved_tensors
-    scaled = partial(_scaled_transpose, impl=ctx.impl) if d_head.device.type == "cpu" else _scaled
     return (
         d_hidden * grad_total.to(d_hidden.dtype) if needs_hidden else None,
-        scaled(d_head, grad_total, ctx.dtype) if needs_head else None,
+        scaled(d_head, grad_total, ctx.dtype, ctx.impl) if needs_head else None,
         None,
         d_knobs * grad_total if needs_knobs else None,
         *(None,) * (len(ctx.needs_input_grad) - 4),
@@ -341,26 +291,6 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | N
 
 
 _linear_divergence.register_autograd(_backward, setup_context=_keep)
-
-
-def _scaled(source: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.mul(source, scale, out=torch.empty_like(source, dtype=dtype))  # no fp32 copy in between
-
-
-@torch.library.custom_op("tutelage::scaled_transpose", mutates_args=())
-def _scaled_transpose(source: Tensor, scale: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
-    """`scale · source.T (V, D)` for `source (D, V)` on a CPU, in tiles or strips that stay in cache."""
-    if impl == "compile" and native.takes(source.dtype, dtype) and not isinstance(native.library(), str):
-        return native.scaled_transpose(source, scale.item(), dtype)
-    target = source.new_empty(source.shape[::-1], dtype=dtype)
-    for strip, turned in zip(torch.split(source, 64), torch.split(target, 64, dim=1), strict=True):
-        turned.copy_(strip.t()).mul_(scale)
-    return target
-
-
-@_scaled_transpose.register_fake
-def _(source: Tensor, scale: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
-    return source.new_empty(source.shape[::-1], dtype=dtype)
 
 
 def row_work(impl: str) -> Callable[[Tensor, ChunkTeacher, Tensor, Tensor, Work], Tensor]:

@@ -3,7 +3,6 @@
 Shapes: R rows, V vocabulary.
 """
 
-import itertools
 import logging
 import os
 import subprocess
@@ -145,28 +144,11 @@ def test_no_rows():
     assert found.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("impl", ["compile", "eager"])
-@pytest.mark.parametrize("shape", [(1, 1), (33, 257), (64, 512), (100, 1000), (0, 5), (5, 0)])
-@pytest.mark.parametrize(("source", "target"), itertools.product(native.DTYPES, native.DTYPES))
-def test_a_scaled_transpose(impl, shape, source, target):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(source)
-    found = torch.ops.tutelage.scaled_transpose(x, torch.tensor(0.3), target, impl)
-    assert found.is_contiguous()
-    assert found.dtype == target
-    torch.testing.assert_close(found.double(), 0.3 * x.t().double(), rtol=torch.finfo(target).eps * 2, atol=0)
-
-
 def test_any_nan_stays_one_when_it_is_rounded():
     """All its bits set, it would carry over into the sign and become −0."""
     x = torch.full((2, 3), -1, dtype=torch.int32).view(torch.float32)
     assert x.isnan().all()
     assert native.scaled_transpose(x, 1.0, torch.bfloat16).isnan().all()
-
-
-def test_opcheck_of_the_scaled_transpose():
-    x = torch.randn(5, 7).bfloat16()
-    for impl in ("compile", "eager"):
-        torch.library.opcheck(torch.ops.tutelage.scaled_transpose.default, (x, torch.tensor(2.0), torch.float32, impl))
 
 
 # --- the build -------------------------------------------------------------------------------------------------

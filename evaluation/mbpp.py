@@ -5,6 +5,7 @@ A problem here has HumanEval's shape: its prompt is a docstring, which holds the
 """
 
 import ast
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ TEST_IDS = range(11, 511)
 SHOTS = (2, 3, 4)
 """The examples of the paper's three-shot prompt; no test problem is among them."""
 COLUMNS = ("task_id", "code", "test_list")
+TEXTS = ("code", "text", "prompt", "test_setup_code", "test")  # those of them that a row has
 
 
 def mbpp(path: Path | None) -> tuple[list[Problem], dict[str, Style]]:
@@ -30,11 +32,14 @@ def mbpp(path: Path | None) -> tuple[list[Problem], dict[str, Style]]:
     UserError naming the row that cannot be used, or what is missing.
     """
     try:
-        rows = [_checked(row) for row in _rows(path)]
+        read = [_read(*row) for row in _rows(path)]
     except OSError as error:
         raise UserError(f"--mbpp_file {path}: {error.strerror}") from error
-    found = {int(row["task_id"]): _problem(row) for row in rows}
-    if rows and all("test" in row for row in rows):
+    found = {number: problem for number, problem, _ in read}
+    for number, count in Counter(number for number, *_ in read).items():
+        if count > 1:
+            raise UserError(f"{path or DATASET}: {count} rows have the task_id {number}")
+    if read and all(whole for *_, whole in read):
         return list(found.values()), {name: style for name, style in styles([]).items() if name != "few-shot"}
     missing = [number for number in (*SHOTS, *TEST_IDS) if number not in found]
     if missing:
@@ -67,11 +72,17 @@ def _nothing(problem: Problem) -> str:
     return ""
 
 
-def _checked(row: Row) -> Mapping[str, Any]:
-    origin, value = row
-    if not isinstance(value, Mapping) or not set(COLUMNS) <= value.keys():
+def _read(origin: str, row: object) -> tuple[int, Problem, bool]:
+    """The number of a row, its problem, and whether it has a `test` of its own. Raises UserError naming the row."""
+    if not isinstance(row, Mapping) or not set(COLUMNS) <= row.keys():
         raise UserError(f"{origin} is no row of MBPP: {', '.join(COLUMNS)} are wanted")
-    return value
+    tests, others = row["test_list"], [row.get(name, "") for name in TEXTS]
+    if not isinstance(tests, list) or not tests or not all(isinstance(one, str) for one in (*tests, *others)):
+        raise UserError(f"{origin} is no row of MBPP: test_list must be a list of texts, {', '.join(TEXTS)} one each")
+    try:
+        return int(row["task_id"]), _problem(row), "test" in row
+    except (ValueError, SyntaxError) as error:
+        raise UserError(f"{origin} is no problem of MBPP: {error}") from error
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:
@@ -99,4 +110,7 @@ def _tested(code: str, tests: list[str]) -> str:
     """The function that the tests are about: the last one of the solution's that the first test calls."""
     functions = [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
     called = {node.id for node in ast.walk(ast.parse(tests[0])) if isinstance(node, ast.Name)}
-    return next(name for name in reversed(functions) if name in called)
+    for name in reversed(functions):
+        if name in called:
+            return name
+    raise ValueError(f"its first test calls none of its functions ({', '.join(functions) or 'there are none'})")

@@ -73,6 +73,14 @@ def test_the_test_split_alone_is_asked(tmp_path):
     [
         ([row(number) for number in range(1, 400)], "lacks 111 of MBPP's problems, the first is task 400"),
         ([row(1), {"task_id": 2}], "mbpp.jsonl:2 is no row of MBPP"),
+        ([row(1), row(2, code=5)], "mbpp.jsonl:2 is no row of MBPP"),
+        ([row(1), row(2, text=None)], "mbpp.jsonl:2 is no row of MBPP"),
+        ([row(1), row(2, test_list=[])], "mbpp.jsonl:2 is no row of MBPP"),
+        ([row(1), row(2, test_list="assert add(1, 2) == 3")], "mbpp.jsonl:2 is no row of MBPP"),
+        ([row(1), row(2, code="def (:")], "mbpp.jsonl:2 is no problem of MBPP: invalid syntax"),
+        ([row(1), row(2, code="def sub(a, b): pass")], r"mbpp.jsonl:2 is .* calls none of its functions \(sub\)"),
+        ([row(1), row("two")], "mbpp.jsonl:2 is no problem of MBPP: .*'two'"),
+        ([row(1), row(2), row(2)], "mbpp.jsonl: 2 rows have the task_id 2"),
     ],
 )
 def test_a_file_that_is_not_mbpp_is_refused(rows, named, tmp_path):

@@ -53,7 +53,10 @@ def size_score(axes: "Axes", models: Models) -> bool:
     if points and _benchmark(models) == "humaneval":
         for name, (size, score) in PUBLISHED.items():
             axes.plot(size, score, "o", color="#b0b0b0", markersize=4, zorder=1)
-            axes.annotate(name, (size, score), (5, -10), textcoords="offset points", color="#8a8a8a", fontsize=7)
+            beside, side = (-5, "right") if size > 5e3 else (5, "left")  # the largest has no room on its right
+            axes.annotate(
+                name, (size, score), (beside, -10), textcoords="offset points", ha=side, color="#8a8a8a", fontsize=7
+            )
     return points
 
 

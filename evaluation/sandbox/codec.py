@@ -1,6 +1,9 @@
-"""Plain values as bytes: tag, length, body. Only exact built-in types, so that no foreign `__eq__` crosses a pipe."""
+"""Plain values as bytes: tag, length, body. Only exact types of Python's own, so that no foreign `__eq__` crosses."""
 
 from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +25,12 @@ _LEAVES: dict[type, tuple[bytes, Callable[[Any], bytes], Callable[[bytes], objec
     bool: (b"B", lambda value: b"1" if value else b"", lambda body: body == b"1"),
     int: (b"I", lambda value: str(value).encode(), int),  # Python itself bounds the digits, both ways
     float: (b"F", lambda value: repr(value).encode(), float),
+    Decimal: (b"D", lambda value: str(value).encode(), lambda body: Decimal(body.decode())),
+    Fraction: (
+        b"Q",
+        lambda value: b"%d/%d" % (value.numerator, value.denominator),
+        lambda body: Fraction(*map(int, body.split(b"/"))),
+    ),
     complex: (b"C", lambda value: repr(value).encode(), lambda body: complex(body.decode())),
     str: (
         b"S",
@@ -43,7 +52,7 @@ _BUILD = dict(_BRANCHES.values())
 
 
 def encode(value: Any, depth: int = DEPTH) -> bytes:
-    """`value` as bytes; raises RefusedError for any but built-in types and beyond `depth` levels."""
+    """`value` as bytes; raises RefusedError for any but those types and beyond `depth` levels."""
     value = _downcast(value)
     if leaf := _LEAVES.get(type(value)):
         body = leaf[1](value)

@@ -1,6 +1,7 @@
 """What may cross the pipe between a completion and its checker."""
 
 from collections import Counter, OrderedDict, namedtuple
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tutelage.evaluation.sandbox.codec import DEPTH, RefusedError, decode, encod
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.binary()
-    | st.complex_numbers(allow_nan=False) | st.text(st.characters()),
+    | st.complex_numbers(allow_nan=False) | st.text(st.characters()) | st.decimals(allow_nan=False) | st.fractions(),
     lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.sets(st.integers())
     | st.dictionaries(st.text() | st.integers(), inner) | st.frozensets(st.text()),
     max_leaves=20,
@@ -40,7 +41,7 @@ def test_codec_returns_what_it_was_given(value):
 def test_codec_survives_any_bytes(data):
     try:
         value, _ = decode(data)
-    except (RefusedError, ValueError, TypeError):
+    except (RefusedError, ValueError, TypeError, ArithmeticError):
         return
     encode(value)
 
@@ -51,7 +52,15 @@ def test_codec_takes_plain_containers_out_of_their_dress_and_refuses_the_rest():
         back = decode(encode(value))[0]
         assert back == value
         assert type(back) in (dict, tuple)
-    for value in (object(), type("I", (int,), {})(1), range(3), iter([]), type("int", (int,), {}), Counter):
+    for value in (
+        object(),
+        type("I", (int,), {})(1),
+        type("D", (Decimal,), {})(1),
+        range(3),
+        iter([]),
+        type("int", (int,), {}),
+        Counter,
+    ):
         with pytest.raises(RefusedError, match="is refused"):
             encode(value)
 

@@ -168,6 +168,8 @@ HOSTILE = {
     "a source of 10 MiB": ("x = '" + "x" * (10 << 20) + "'\n" + RIGHT, "PASS"),
     "nothing at all": ("", "FAIL"),
     "a function of another kind": ("add = 3", "FAIL"),
+    "another kind of number": (body("from decimal import Decimal\nreturn Decimal(a) + b"), "PASS"),
+    "a number too long to write out": (body("from decimal import Decimal\nreturn Decimal('1e999999999')"), "FAIL"),
     "no environment": (body("return a + b if not set(os.environ) - {'LC_CTYPE'} else 0"), "PASS"),
 }  # fmt: skip
 

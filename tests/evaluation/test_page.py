@@ -1,52 +1,13 @@
 """A report for people, read back from where it was written."""
 
 import pytest
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.evaluation.test_passk import greedy
 from tutelage.evaluation.page import write_page
-from tutelage.evaluation.pictures import PICTURES, draw
-from tutelage.evaluation.report import Measured, comparisons
+from tutelage.evaluation.pictures import PICTURES
+from tutelage.evaluation.report import comparisons
 
-BIN = {"count": 5, "confidence": 0.55, "accuracy": 0.4}
-SLICE = {"name": "keyword", "share": 1.0, "count": 5, "agreement": 0.75, "kl": 0.5}
-PIECE = {
-    "kl": 1.25, "count": 20, "peak_kl": 3.5, "context": "def f(x):\n    <img src=x>", "target": " return",
-    "student": {"text": "|", "probability": 0.5}, "teacher": {"text": " return", "probability": 0.9},
-}  # fmt: skip
-DEPTH = {
-    "student": {"bins": [BIN], "error": 0.15}, "teacher": {"bins": [BIN], "error": 0.15},
-    "by_position": [{**SLICE, "name": "0-7"}], "token_classes": [SLICE], "furthest": [PIECE],
-}  # fmt: skip
 SETTINGS = {"environment": {"torch": "2.0"}, "sandbox": {"grade": "strong"}, "date": "2026-01-01", "samples": 1}
-
-
-def measured(solved, ms, size):
-    scores = greedy(solved, of=20)
-    metrics = {"latency/token_ms_p50": ms, "size/parameters": size, "humaneval/pass@1": scores.metrics["pass@1"]}
-    return Measured(metrics, {"humaneval/pass@1": scores.intervals["pass@1"]}, {"humaneval": scores}, {})
-
-
-@pytest.fixture
-def models():
-    student, teacher = measured([3], 4.0, 50e6), measured([3, 5], 20.0, 135e6)
-    student.details["fidelity"] = DEPTH
-    return {"student": student, "teacher:x/y": teacher}
-
-
-def test_every_picture_is_drawn(models, tmp_path):
-    drawn = draw(models, tmp_path)
-    assert set(drawn) == set(PICTURES)
-    for path in drawn.values():
-        with Image.open(path) as image:
-            assert image.width > 600
-            assert len(image.convert("RGB").getcolors(1 << 24)) > 20
-
-
-def test_what_nobody_measured_is_not_drawn(tmp_path):
-    assert draw({"a": Measured({"perplexity/loss": 2.0})}, tmp_path) == {}
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_holds_numbers_comparison_failures_pictures_and_settings(models, tmp_path):

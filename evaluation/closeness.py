@@ -15,7 +15,7 @@ from torch import Tensor
 from tutelage.data.batch import IGNORE, Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.evaluation.fidelity import Scorer, kl_per_target, scored_chunks
+from tutelage.training.fidelity import Scorer, kl_per_target, scored_chunks
 from tutelage.evaluation.token_classes import CLASSES, bytes_of, token_classes
 
 BINS = 10  # of confidence

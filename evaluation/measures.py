@@ -14,7 +14,7 @@ from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.evaluation.candidate import Candidate, load_candidate
 from tutelage.evaluation.closeness import closeness
 from tutelage.evaluation.config import TEACHER, EvaluateConfig
-from tutelage.evaluation.fidelity import perplexity_loss
+from tutelage.training.fidelity import perplexity_loss
 from tutelage.evaluation.latency import latency
 from tutelage.evaluation.passing import pass_at_k
 from tutelage.evaluation.problem_sets import PROBLEM_SETS, load_problems

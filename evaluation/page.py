@@ -6,7 +6,7 @@ from typing import Any
 
 from tutelage.evaluation.pictures import draw
 from tutelage.evaluation.report import Measured, in_words, table
-from tutelage.training.tracking import indent
+from tutelage.training.samples import indent
 
 Models = Mapping[str, Measured]
 # What the numbers on the page depend on most; results.json has all of it.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.errors import UserError
-from tutelage.files import newest_whole
+from tutelage.runs import STUDENT, checkpoint
 from tutelage.student.config import Init, StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.generate import generate
@@ -79,14 +79,14 @@ def load_student(path: str | Path, *, dtype: torch.dtype | None = None, device: 
 
 
 def find_student(path: Path) -> Path:
-    """The student directory at `path`, in its `student/`, or in the newest whole checkpoint of the run `path`."""
-    for directory in (path, path / "student"):
+    """The student directory at `path`, in its `student/`, or in the checkpoint that a run's name means."""
+    for directory in (path, path / STUDENT):
         if is_student(directory):
             return directory
-    newest = newest_whole(path)
+    newest = checkpoint(str(path))
     if newest is None:
         raise UserError(f"no student at {path}: expected a run, a checkpoint or a student directory")
-    return newest / "student"
+    return newest / STUDENT
 
 
 def is_student(directory: Path) -> bool:

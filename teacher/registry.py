@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import UserError, unknown
-from tutelage.files import newest_whole
+from tutelage.runs import STUDENT, newest_whole
 
 if TYPE_CHECKING:
     from tutelage.teacher.signal import Teacher
@@ -74,7 +74,7 @@ def entry(name: str) -> TeacherEntry:
         return TEACHERS[name]
     if Path(name).is_dir():
         newest = newest_whole(Path(name))  # of a run of ours
-        directory = newest / "student" if newest else Path(name)
+        directory = newest / STUDENT if newest else Path(name)
         try:
             config = json.loads((directory / "config.json").read_text())
             if not isinstance(config, dict):

@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tutelage.errors import UserError
-from tutelage.files import newest_whole, publish, steps
+from tutelage.runs import STATE, STUDENT, checkpoint, checkpoint_path, checkpoints, step_of
+from tutelage.store import publish
 from tutelage.student.weights import save_student
 from tutelage.training.config import RunConfig
+from tutelage.training.identity import compare
 from tutelage.training.parts import Parts
 from tutelage.training.processes import Processes
-from tutelage.training.run_directory import differences
 from tutelage.training.sharding import like, whole
+from tutelage.training.versions import VERSION
 
 log = logging.getLogger(__name__)
 RANDOM = "rng.safetensors"
@@ -40,44 +42,49 @@ class TrainingState:
     seconds: float = 0.0
     skipped: int = 0
     origin: dict[str, Any] = field(default_factory=dict)  # must be the same when the run goes on
+    skipped_in_a_row: int = 0
+    best: dict[str, float] | None = None  # the step with the lowest held-out loss that is kept, and its loss
+    unscored: bool = False  # the evaluation of this step was given up
+    version: int = VERSION
 
 
 def room(parts: Parts, config: RunConfig, state: TrainingState, run: Path) -> int:
     """Bytes that the run's checkpoints will take beyond those there are: the kept ones, and one that is written."""
     saves = -(-(parts.steps - state.step) // config.checkpoint_every)
     one = 12 * sum(parameter.numel() for parameter in parts.distiller.parameters())  # fp32 weights and two moments
-    there = len(steps(run))
-    more: int = one * (min(config.keep_last + 1, there + saves) - there)
+    there = len(checkpoints(run))
+    more: int = one * (min(config.keep_last + config.keep_best + 1, there + saves) - there)
     return max(0, more)
 
 
 def save_checkpoint(parts: Parts, state: TrainingState, run: Path, keep_last: int) -> Path:
-    """Publishes `checkpoints/step-N` and then removes all but the newest `keep_last`.
+    """Publishes `checkpoints/step-N` and then removes all but the newest `keep_last`, and the best one.
 
     Every process must come here; the first one writes. Raises OSError, and leaves the older ones as they are, where
     that cannot be done.
     """
-    path = run / "checkpoints" / f"step-{state.step}"
+    path = checkpoint_path(run, state.step)
     distiller, tell = parts.distiller, parts.processes.first
     weights = _whole(distiller.student.state_dict(), tell)
     learned = _whole(distiller.objective.state_dict(), tell)
     moments = _whole(_flat(parts.optimizer), tell)
-    random = parts.processes.gather(_rng())
+    random = parts.processes.all_gather(_rng())
     if not tell:
         return path
     try:
         with publish(path) as aside:
-            save_student(distiller.student, parts.teacher.tokenizer, aside / "student", weights)
+            save_student(distiller.student, parts.teacher.tokenizer, aside / STUDENT, weights)
             save_file(moments, aside / "optimizer.safetensors")
             save_file(learned, aside / "learned.safetensors")
             save_file({f"{rank}.{k}": v for rank, own in enumerate(random) for k, v in own.items()}, aside / RANDOM)
-            (aside / "state.json").write_text(json.dumps(asdict(state), indent=1))
+            (aside / STATE).write_text(json.dumps(asdict(state), indent=1))
     except SafetensorError as error:  # how safetensors says that the disk is full
         raise OSError(str(error)) from error
     # What lies ahead of the step just saved was damaged, or the run would have gone on from there.
-    ahead = [old for old in steps(run) if int(old.name[5:]) > state.step]
-    for old in ahead + steps(run)[len(ahead) + keep_last :]:
-        shutil.rmtree(old, ignore_errors=True)  # what cannot be removed now is removed after the next save
+    ahead = [old for old in checkpoints(run) if step_of(old) > state.step]
+    for old in ahead + checkpoints(run)[len(ahead) + keep_last :]:
+        if state.best is None or step_of(old) != state.best["step"]:
+            shutil.rmtree(old, ignore_errors=True)  # what cannot be removed now is removed after the next save
     return path
 
 
@@ -109,17 +116,23 @@ class Saver:
             )
 
 
-def load_checkpoint(parts: Parts, run: Path) -> TrainingState:
-    """Restores the newest whole checkpoint of `run` into the parts.
+def read_state(path: Path) -> TrainingState:
+    """The state in a checkpoint directory, of this version or an older one. Raises UserError for a field nobody knows."""
+    tree = json.loads((path / STATE).read_text())
+    if unknown := sorted(tree.keys() - {field.name for field in fields(TrainingState)}):
+        raise UserError(f"{path} records {', '.join(unknown)}, which this version does not know: install a newer one")
+    return TrainingState(**tree)
+
+
+def load_checkpoint(parts: Parts, name: str) -> TrainingState:
+    """Restores the checkpoint that a run's name means (see `runs.checkpoint`) into the parts.
 
     Raises UserError where there is none, or, with the difference, where the run was made of something else.
     """
-    path = parts.processes.told(newest_whole(run) if parts.processes.first else None)
-    if path is None:
-        raise UserError(f"{run} has no whole checkpoint to resume from: start anew with another --output_dir")
-    state = TrainingState(**json.loads((path / "state.json").read_text()))
-    _compare(state.origin, parts.origin, run)
-    for module, file in ((parts.student, "student/model"), (parts.distiller.objective, "learned")):
+    path = find_checkpoint(parts.processes, name)
+    state = read_state(path)
+    compare(state.origin, parts.origin, Path(name))
+    for module, file in ((parts.student, f"{STUDENT}/model"), (parts.distiller.objective, "learned")):
         saved = load_file(path / f"{file}.safetensors")
         module.load_state_dict({name: like(saved[name], tensor) for name, tensor in module.state_dict().items()})
     _unflatten(load_file(path / "optimizer.safetensors"), parts.optimizer)
@@ -127,10 +140,13 @@ def load_checkpoint(parts: Parts, run: Path) -> TrainingState:
     return state
 
 
-def _compare(then: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
-    """One line with every field that differs: a run may not continue as another run."""
-    if differ := differences(then, json.loads(json.dumps(now))):  # as JSON sees it: tuples are lists
-        raise UserError(f"cannot resume {run}: {'; '.join(differ)}: restore these, or start another run")
+def find_checkpoint(processes: Processes, name: str) -> Path:
+    """The checkpoint that rank 0 finds under a run's name. Raises UserError where it finds none."""
+    path = processes.raise_together(lambda: checkpoint(name) if processes.first else None)
+    path = processes.broadcast(path)
+    if path is None:
+        raise UserError(f"{name} has no whole checkpoint to resume from: start anew with another --output_dir")
+    return path
 
 
 def _whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:

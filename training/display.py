@@ -1,6 +1,5 @@
 """Progress on the screen: a bar on a terminal, plain lines elsewhere."""
 
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +56,11 @@ class Display:
             left = (self.steps - step) * metrics["perf/seconds_per_step"]
             self.say(f"step {step}/{self.steps}  {line}  left {left:,.0f} s")
 
+    def begin(self, step: int, seconds: float) -> None:
+        """After the first step, whose time tells how long the rest will take."""
+        self.bar.update(self.task, completed=step)
+        self.say(f"step {step}/{self.steps} took {seconds:,.1f} s: about {_duration((self.steps - step) * seconds)} left")
+
     def say(self, text: str) -> None:
         """A line of its own."""
         self.console.print(text, soft_wrap=True, markup=False)
@@ -84,5 +88,13 @@ def _scores(metrics: Mapping[str, float]) -> Table:
     rows = zip(("student", "teacher", "unigram"), [*sizes, ""], losses, strict=True)
     for name, size, loss in rows:
         own = [*close, f"{metrics['perf/mean_tokens_per_s']:,.0f}"] if name == "student" else ["", "", ""]
-        table.add_row(name, size, f"{loss:.3f}", f"{math.exp(loss):,.1f}", *own)
+        table.add_row(name, size, f"{loss:.3f}", f"{perplexity(loss):,.1f}", *own)
     return table
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:,.0f} {name}"
+    return f"{seconds / 86_400:,.1f} days"

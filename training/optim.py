@@ -29,14 +29,36 @@ def clip(model: nn.Module, limit: float) -> Tensor:
     return whole(norm)
 
 
+def warmup_steps(steps: int, config: OptimConfig) -> int:
+    """Steps of linear warm-up in a run of `steps`."""
+    if config.warmup_steps is not None:
+        return int(config.warmup_steps)
+    return round(steps * float(config.warmup_fraction))
+
+
+def schedule_fault(steps: int, config: OptimConfig) -> str | None:
+    """What is wrong with the schedule for a run of `steps`, or None where the peak is reached and then left."""
+    warm = warmup_steps(steps, config)
+    named = f"warmup_steps {warm}" if config.warmup_steps is not None else f"warmup_fraction {config.warmup_fraction:g}"
+    if warm >= steps:
+        return f"--optim.{named}: the run of {steps} steps would end in its warm-up: lower it, or raise --steps"
+    decay = round(steps * float(config.decay_fraction))
+    if config.schedule == "wsd" and warm + decay > steps:
+        return (
+            f"--optim.{named} and --optim.decay_fraction {config.decay_fraction:g} are {warm} + {decay} steps of"
+            f" {steps}: lower one of them, or raise --steps"
+        )
+    return None
+
+
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     """The rate of step `step` (from 0) of `steps`: linear warm-up, then cosine, or stable and a linear decay."""
-    peak = float(config.lr)
-    if step < config.warmup_steps:
-        return peak * (step + 1) / int(config.warmup_steps)
+    peak, warm = float(config.lr), warmup_steps(steps, config)
+    if step < warm:
+        return peak * (step + 1) / warm
     floor = peak * float(config.min_lr_fraction)
     if config.schedule == "cosine":
-        done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        done = (step - warm) / max(1, steps - warm)
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     decay_steps = max(1, round(steps * float(config.decay_fraction)))
     left = min(1.0, max(0, steps - step) / decay_steps)

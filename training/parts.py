@@ -1,15 +1,14 @@
 """Everything a run is made of, built once from its configuration, in the order the data takes."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tutelage.data.batch import Batch
 from tutelage.data.corpus import Corpus, build_corpus, unigram_counts
 from tutelage.data.loader import Loader
 from tutelage.errors import UserError
@@ -19,24 +18,22 @@ from tutelage.losses.objective import Objective
 from tutelage.student.config import StudentConfig, resolve
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import initialise
-from tutelage.teacher.memory import Memory
+from tutelage.teacher.memory import Memory, bytes_needed
 from tutelage.teacher.registry import TeacherEntry, entry, load_teacher
-from tutelage.teacher.signal import Teacher, TeacherSignal
+from tutelage.teacher.signal import Teacher
 from tutelage.training.allocator import keep_memory
 from tutelage.training.config import RunConfig
 from tutelage.training.distiller import Distiller
+from tutelage.training.identity import identity, upgrade_origin
 from tutelage.training.optim import make_optimizer
+from tutelage.training.precision import DTYPES, Precision, Widths, choose
 from tutelage.training.processes import Processes
 from tutelage.training.sharding import shard
 
 log = logging.getLogger(__name__)
-
-# What may change when a run goes on: none of it decides, but for rounding, which weights come out, or it is meant to.
-FREE = {
-    "output_dir", "resume", "stop_after", "dry_run", "checkpoint_every", "keep_last", "log_every", "eval_every",
-    "eval_rows", "max_skipped", "tracker", "steps", "epochs", "optim", "device", "gradient_checkpointing",
-    "teacher_memory", "fsdp", "accumulate", "prompts", "impl",
-}  # fmt: skip
+GIB = 2**30
+UNKNOWN_VOCABULARY = 49_152
+"""Tokens of a teacher that says so only once it is loaded."""
 
 
 @dataclass
@@ -45,20 +42,25 @@ class Parts:
 
     processes: Processes
     teacher: Teacher
-    signal: Callable[[Batch], TeacherSignal]  # the teacher's, which may remember
     corpus: Corpus
     loader: Loader
     distiller: Distiller
     wrapped: torch.nn.Module  # the distiller as its processes share it: the one to call
     optimizer: torch.optim.AdamW
-    steps: int
+    steps: int  # 0 where they are yet to be sized by --minutes
     impl: str  # of the kernels
+    precision: Precision
     origin: dict[str, Any]  # what must not change when the run is resumed
 
     @property
     def student(self) -> Decoder:
         """The model that is trained."""
         return self.distiller.student
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the teacher runs once per row."""
+        return isinstance(self.teacher, Memory)
 
     @cached_property
     def unigram_counts(self) -> Tensor:
@@ -71,26 +73,28 @@ class Parts:
         return self.student.config.vocab_size
 
 
-def build(config: RunConfig, teacher: Teacher | None, processes: Processes | None = None) -> Parts:
-    """Builds the parts. Raises UserError for input that cannot work; nothing is written but caches."""
-    processes = processes or Processes(config)
+def build(
+    config: RunConfig, teacher: Teacher | None, processes: Processes | None = None,
+    recorded: Mapping[str, Any] | None = None,
+) -> Parts:  # fmt: skip
+    """Builds the parts; `recorded` is the origin of the run that goes on, which decides the precision.
+
+    Raises UserError for input that cannot work; nothing is written but caches.
+    """
+    processes = processes or Processes(config.device)
     impl = use(config.impl, processes.device.type)
-    keep_memory()
     torch.ones(64).sqrt()  # the first large threaded sqrt of a process is not bit-reproducible; a small one is
-    if config.steps and config.epochs:
-        raise UserError(f"--steps {config.steps} and --epochs {config.epochs:g} both say when to end: pass one of them")
+    _check_end(config)
     _check_rows(config, processes.size)
     torch.manual_seed(config.seed)
     known = _entry(config, teacher)
-    teacher, corpus = processes.agree(lambda: _load(config, known, teacher, processes))
-    if len({*processes.gather(corpus.fingerprint)}) > 1:
+    precision = _precision(config, known, processes, recorded)
+    teacher, corpus = processes.raise_together(lambda: _load(config, known, teacher, processes, precision))
+    if processes.device.type == "cpu":
+        keep_memory()  # after loading, whose peak need not stay this process's
+    if len({*processes.all_gather(corpus.fingerprint)}) > 1:
         raise UserError(f"--data {config.data or known.data} is not the same text in every process: make it so")
     loader = Loader(corpus, config.batch_size, config.seed, config.max_rows)
-    steps = config.steps or max(1, round((config.epochs or 1) * loader.rows_per_epoch / config.batch_size))
-    # A row that comes again is remembered, where it comes to the same process and micro-batches of one size give it
-    # the same bits.
-    repeats = steps * config.batch_size > loader.rows_per_epoch
-    remembers = repeats and processes.size == 1 and config.batch_size % config.accumulate == 0
     shape = resolve(config.student, teacher.tokenizer.vocab_size, known.preset)
     _check_length(config, shape)
     student = Decoder(shape)
@@ -98,44 +102,117 @@ def build(config: RunConfig, teacher: Teacher | None, processes: Processes | Non
     initialise(student, teacher.decoder, config.student.init)
     objective = Objective(config.loss, shape.vocab_size)
     objective.check(teacher)
-    distiller = Distiller(student, objective).train()
+    distiller = Distiller(student, objective, precision).train()
+    if config.compile if config.compile is not None else processes.device.type == "cuda":
+        student.compile_blocks()
     if config.fsdp and processes.size == 1:
         log.warning("--fsdp is pointless with one process, which has nobody to share with: going on without it")
     elif config.fsdp:
         shard(distiller, teacher, processes.device)
     wrapped = processes.wrap(distiller)
     torch.manual_seed(config.seed + processes.rank)  # dropout differs between processes, the first weights must not
-    return Parts(
+    parts = Parts(
         processes=processes,
         teacher=teacher,
-        signal=Memory(teacher, int(config.teacher_memory * 2**30)) if remembers else teacher.signal,
         corpus=corpus,
         loader=loader,
         distiller=distiller,
         wrapped=wrapped,
         optimizer=make_optimizer(distiller, config.optim),
-        steps=steps,
+        steps=_steps(config, loader),
         impl=impl,
-        origin=_origin(config, teacher, shape, corpus),
+        precision=precision,
+        origin=identity(config, teacher.spec, shape, teacher.tokenizer, corpus, precision, recorded),
     )
+    parts.teacher = _remembering(parts, config)
+    return parts
+
+
+def _precision(
+    config: RunConfig, known: TeacherEntry, processes: Processes, recorded: Mapping[str, Any] | None
+) -> Precision:
+    """What the run began with, or what is chosen now."""
+    if recorded is not None and "precision" in recorded:
+        precision = Precision(**upgrade_origin(recorded)["precision"])
+        if config.precision not in ("auto", precision.student):
+            raise UserError(
+                f"--precision {config.precision}: the run began with {precision} and keeps it:"
+                " leave the flag out, or start another run"
+            )
+        return precision
+    return choose_precision(config, known, processes)
+
+
+def choose_precision(config: RunConfig, known: TeacherEntry, processes: Processes) -> Precision:
+    """What `--precision` says of these shapes on rank 0's device, for all processes."""
+    shape = resolve(config.student, known.vocab_size or UNKNOWN_VOCABULARY, known.preset)
+    rows = -(-config.batch_size // (config.accumulate * processes.size))
+    widths = Widths(
+        tokens=rows * config.packing.seq_len,
+        student=shape.d_model,
+        student_ff=shape.d_ff,
+        teacher=known.d_model,
+        vocab_size=shape.vocab_size,
+        teacher_bytes=0 if known.quantisation else 2 * known.n_parameters,
+    )
+    asked = processes.raise_together(
+        lambda: choose(config.precision, processes.device, widths) if processes.first else Precision()
+    )
+    return processes.broadcast(asked)
 
 
 def _load(
-    config: RunConfig, known: TeacherEntry, teacher: Teacher | None, processes: Processes
+    config: RunConfig, known: TeacherEntry, teacher: Teacher | None, processes: Processes, precision: Precision
 ) -> tuple[Teacher, Corpus]:
     """Teacher and text. A teacher that will be cut up starts on the CPU, as its device may not hold the whole."""
     device = "cpu" if config.fsdp and processes.size > 1 else str(processes.device)
-    with processes.in_turn():
-        teacher = teacher or load_teacher(config.teacher, device)
+    with processes.local_first():
+        teacher = teacher or load_teacher(config.teacher, device, dtype=DTYPES[precision.teacher])
         sources = config.data or known.data
         return teacher, build_corpus(sources, teacher.tokenizer, config.packing, cache_directory() / "data")
+
+
+def _steps(config: RunConfig, loader: Loader) -> int:
+    if config.minutes:
+        return 0
+    return config.steps or max(1, round((config.epochs or 1) * loader.rows_per_epoch / config.batch_size))
+
+
+def _remembering(parts: Parts, config: RunConfig) -> Teacher:
+    """The teacher, with a memory where rows come again and all of them fit.
+
+    Only where a row comes again to the same process, and micro-batches of one size give it the same bits.
+    """
+    rows, spec = parts.loader.rows_per_epoch, parts.teacher.spec
+    again = parts.steps == 0 or parts.steps * config.batch_size > rows
+    alone = parts.processes.size == 1 and config.batch_size % config.accumulate == 0
+    if not (again and alone and config.teacher_memory and parts.distiller.objective.needs):
+        return parts.teacher
+    rows += min(config.eval_rows, len(parts.corpus.heldout))
+    needed = bytes_needed(spec.d_model, rows, config.packing.seq_len, DTYPES[parts.precision.teacher])
+    if needed > config.teacher_memory * GIB:
+        log.info(
+            "rows come again, and the teacher answers them again: its answers take %.1f GiB, --teacher_memory is %g",
+            needed / GIB,
+            config.teacher_memory,
+        )
+        return parts.teacher
+    return Memory(parts.teacher, needed)
 
 
 def _entry(config: RunConfig, teacher: Teacher | None) -> TeacherEntry:
     if teacher is None:
         return entry(config.teacher)
     spec = teacher.spec
-    return replace(entry("smollm2-135m"), source=spec.source, n_parameters=spec.n_parameters, preset="30m")
+    own = {"source": spec.source, "n_parameters": spec.n_parameters, "d_model": spec.d_model}
+    return replace(entry("smollm2-135m"), **own, vocab_size=spec.vocab_size, preset="30m")
+
+
+def _check_end(config: RunConfig) -> None:
+    given = {"steps": config.steps, "epochs": config.epochs, "minutes": config.minutes}
+    said = [f"--{name} {value:g}" for name, value in given.items() if value]
+    if len(said) > 1:
+        raise UserError(f"{' and '.join(said)} each say when to end: pass one of them")
 
 
 def _check_length(config: RunConfig, shape: StudentConfig) -> None:
@@ -153,17 +230,3 @@ def _check_rows(config: RunConfig, processes: int) -> None:
             f"--accumulate {config.accumulate} micro-batches{among} cannot share {config.batch_size} rows:"
             f" raise --batch_size to {config.accumulate * processes} or more"
         )
-
-
-def _origin(config: RunConfig, teacher: Teacher, shape: StudentConfig, corpus: Corpus) -> dict[str, Any]:
-    """What the run is made of; resolved, so that a default that moved is seen too."""
-    settings = {key: value for key, value in asdict(config).items() if key not in {*FREE, "student", "packing", "data"}}
-    spec = {key: value for key, value in asdict(teacher.spec).items() if key != "source"}
-    return {
-        **settings,
-        "teacher": spec,
-        "student": asdict(shape),
-        "packing": {"seq_len": config.packing.seq_len},
-        "data": {"sources": config.data, "fingerprint": corpus.fingerprint},
-        "tokenizer": teacher.tokenizer.fingerprint,
-    }

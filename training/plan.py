@@ -1,116 +1,192 @@
-"""What a run would cost, from its configuration alone: nothing is loaded, downloaded or written."""
+"""`--dry_run`: what a run would take. A few steps on random rows and weights are timed; nothing is read or written."""
 
 import math
-import time
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 
+from tutelage.data.batch import Batch
+from tutelage.kernels.linear_divergence import CHUNK
+from tutelage.losses.objective import Objective
 from tutelage.student.config import StudentConfig, resolve
+from tutelage.student.decoder import Decoder
+from tutelage.teacher.memory import bytes_needed
 from tutelage.teacher.registry import TeacherEntry, entry
+from tutelage.teacher.signal import FullSignal
 from tutelage.training.config import RunConfig
+from tutelage.training.distiller import Distiller
+from tutelage.training.optim import make_optimizer
+from tutelage.training.parts import GIB, UNKNOWN_VOCABULARY, Parts, choose_precision
+from tutelage.training.precision import DTYPES, Precision
 from tutelage.training.processes import Processes
+from tutelage.training.sizing import timed_steps
+from tutelage.training.step import out_of_memory
 
-GIB = 2**30
-EFFICIENCY = 0.5  # of the measured matmul rate that a whole step reaches; `benchmarks/train_step.py` measures it
-CHUNK = 2048  # tokens whose logits `linear_divergence` holds at a time
+SECONDS = 15.0
+"""What timing may take, but for a first step that takes longer."""
+CPU_TOKENS = 512
+"""Tokens of a step that is timed on a CPU; time grows with them in proportion."""
 
 
-def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device, processes: int = 1) -> dict[str, str]:
+@dataclass(frozen=True)
+class RandomRows:
+    """Stands for a loader."""
+
+    rows: int
+    seq_len: int
+    vocab_size: int
+
+    def batch(self, step: int) -> Batch:
+        """Rows of one document each."""
+        shape = self.rows, self.seq_len
+        tokens = torch.randint(self.vocab_size, shape)
+        places = torch.arange(self.seq_len).expand(shape)
+        return Batch(tokens, tokens.roll(-1, 1), torch.zeros_like(tokens), places, torch.arange(self.rows))
+
+
+class OneBlock:
+    """Stands for a teacher: one of its blocks and its head, with random weights."""
+
+    def __init__(self, known: TeacherEntry, device: torch.device, dtype: torch.dtype) -> None:
+        width, heads = known.d_model, max(1, known.d_model // 64)
+        shape = StudentConfig(64, 1, heads, heads, width, 64 * round(8 * width / 3 / 64) or 64, d_head=64)
+        vocab_size = known.vocab_size or UNKNOWN_VOCABULARY
+        self.block = Decoder(shape).to(device, dtype).requires_grad_(False)
+        self.head = torch.randn(vocab_size, width, dtype=dtype, device=device)
+        per_block = 12 * width**2  # of a Llama or a GPT alike
+        self.blocks = max(0.0, known.n_parameters - vocab_size * width) / per_block
+
+    @torch.no_grad()
+    def signal(self, batch: Batch, taps: Any = ()) -> FullSignal:
+        """See `Teacher.signal`."""
+        hidden = self.block(batch.tokens % 64, positions=batch.positions, segments=batch.segments).hidden
+        return FullSignal(hidden, self.head)
+
+
+def plan(config: RunConfig, known: TeacherEntry, processes: Processes) -> dict[str, str]:
     """Lines of the plan, memory for each process. Raises UserError where the student cannot be built."""
-    vocab_size = teacher.vocab_size or 49_152
-    student = resolve(config.student, vocab_size, teacher.preset)
-    tokens_per_step = config.batch_size * config.packing.seq_len
-    flops = flops_per_token(student, teacher, _share_asked(config, processes)) * tokens_per_step
-    rate = matmul_rate(device) * EFFICIENCY
-    per_step = flops / rate / processes
-    lines = {
-        "teacher": _teacher_line(config.teacher, teacher),
+    student = resolve(config.student, known.vocab_size or UNKNOWN_VOCABULARY, known.preset)
+    precision = choose_precision(config, known, processes)
+    step = measured(config, known, student, precision, processes)
+    tokens, whole = config.batch_size * config.packing.seq_len, sum(step.values())
+    split = ", ".join(f"{part} {seconds:.2g}" for part, seconds in step.items())
+    unknown = "" if known.d_model else " and the teacher's, which is known once it is downloaded"
+    return {
+        "teacher": _teacher_line(config.teacher, known, precision),
         "student": f"{student.n_parameters:,} parameters, {student.n_layers} layers, width {student.d_model},"
         f" init {config.student.init}",
-        "data": f"{config.data or teacher.data}, rows of {config.packing.seq_len} tokens",
-        "memory": _memory_line(student, teacher, config, processes),
-        "step": f"{config.batch_size} rows = {tokens_per_step:,} tokens, {flops / 1e12:,.1f} TFLOP,"
-        f" about {per_step:,.2f} s on {processes} × {device.type} ({rate / 1e12:.2f} TFLOP/s each)",
+        "data": f"{config.data or known.data}, rows of {config.packing.seq_len} tokens",
+        "memory": _memory_line(student, known, config, processes, precision),
+        "step": f"{config.batch_size} rows = {tokens:,} tokens: about {whole:,.2f} s ({split}){unknown},"
+        f" {tokens / whole:,.0f} tokens/s on {processes.size} × {processes.device.type} in {precision}",
+        "run": _run_line(config, step),
     }
-    if config.steps:
-        hours = config.steps * per_step / 3600
-        lines["run"] = f"{config.steps:,} steps = {config.steps * tokens_per_step:,} tokens, about {hours:,.2f} hours"
-    else:
-        lines["run"] = f"{config.epochs or 1:g} epochs; the number of steps is known once the data is read"
-    return lines
 
 
 def show(config: RunConfig) -> None:
     """Prints the plan, of as many processes as were started."""
-    processes = Processes(config)
-    lines = plan(config, entry(config.teacher), processes.device, processes.size)
-    if not processes.first:
-        return
-    Console(highlight=False).print(
-        "\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True, markup=False
+    with Processes(config.device) as processes, out_of_memory(config):
+        lines = plan(config, entry(config.teacher), processes)
+        if processes.first:
+            text = "\n".join(f"{name:<8} {line}" for name, line in lines.items())
+            Console(highlight=False).print(text, soft_wrap=True, markup=False)
+
+
+def measured(
+    config: RunConfig, known: TeacherEntry, shape: StudentConfig, precision: Precision, processes: Processes
+) -> dict[str, float]:
+    """Seconds of a step by its part, on random rows: the teacher by one of its blocks, the rest whole."""
+    device, seq_len = processes.device, config.packing.seq_len
+    asked = config.batch_size // processes.size
+    rows = asked if device.type != "cpu" else max(1, min(asked, CPU_TOKENS // seq_len))
+    accumulate = min(config.accumulate, rows)
+    teacher = OneBlock(replace(known, d_model=known.d_model or 64), device, DTYPES[precision.teacher])
+    student = Decoder(shape)
+    student.gradient_checkpointing = config.gradient_checkpointing
+    distiller = Distiller(student, Objective(config.loss, shape.vocab_size), precision).train().to(device)
+    parts = cast(Parts, _StandIn(
+        processes=processes,
+        teacher=teacher,
+        loader=RandomRows(rows * processes.size, seq_len, shape.vocab_size),
+        distiller=distiller,
+        wrapped=distiller,
+        optimizer=make_optimizer(distiller, config.optim),
+        steps=1,
+    ))  # fmt: skip
+    step = timed_steps(parts, replace(config, accumulate=accumulate), SECONDS)
+    step["teacher"] = step.get("teacher", 0.0) * teacher.blocks * bool(known.d_model)
+    scale = asked / rows
+    return {part: seconds if part == "optimizer" else seconds * scale for part, seconds in step.items() if seconds}
+
+
+@dataclass
+class _StandIn:
+    """What a timed step touches of `Parts`."""
+
+    processes: Processes
+    teacher: OneBlock
+    loader: RandomRows
+    distiller: Distiller
+    wrapped: torch.nn.Module
+    optimizer: torch.optim.AdamW
+    steps: int
+
+
+def _run_line(config: RunConfig, step: dict[str, float]) -> str:
+    per_step, teacher = sum(step.values()), step.get("teacher", 0.0)
+    if config.minutes:
+        return f"{config.minutes:g} minutes: about {60 * config.minutes / per_step:,.0f} steps"
+    if not config.steps:
+        return f"{config.epochs or 1:g} epochs; the number of steps is known once the data is read"
+    tokens = config.steps * config.batch_size * config.packing.seq_len
+    epochs, first = "", config.steps
+    if config.max_rows:
+        epochs = f" = {config.steps * config.batch_size / config.max_rows:,.3g} epochs"
+        if _remembers(config):
+            first = min(config.steps, -(-config.max_rows // config.batch_size))
+    hours = (first * per_step + (config.steps - first) * (per_step - teacher)) / 3600
+    return f"{config.steps:,} steps = {tokens:,} tokens{epochs}, about {hours:,.2f} hours"
+
+
+def _remembers(config: RunConfig) -> bool:
+    """Whether rows come again and the teacher is asked once for each, as far as the configuration tells."""
+    return bool(config.max_rows and config.steps and config.teacher_memory and not config.fsdp) and (
+        config.steps * config.batch_size > config.max_rows
     )
 
 
-def flops_per_token(student: StudentConfig, teacher: TeacherEntry, asked: float = 1.0) -> float:
-    """Matmul FLOP of one training token: the student three times (forward and two gradients), the teacher once.
-
-    `asked` is the share of tokens for which the teacher's layers run; its head runs for every token.
-    """
-    table = student.padded_vocab_size * student.d_model
-    trunk = student.n_parameters - table * (1 if student.tie_embeddings else 2)
-    head = teacher.vocab_size * teacher.d_model
-    return 6 * (trunk + table) + 2 * (head + asked * (teacher.n_parameters - head))
-
-
-def _share_asked(config: RunConfig, processes: int) -> float:
-    """The share of tokens for which the teacher runs: one process remembers rows that come again."""
-    passes = float(config.epochs or 1.0)
-    if config.steps:  # how many rows there are is known only where they are limited
-        passes = config.steps * config.batch_size / config.max_rows if config.max_rows else 1.0
-    return 1 / max(1.0, passes) if config.teacher_memory and processes == 1 else 1.0
-
-
-def matmul_rate(device: torch.device, size: int = 1024, repeats: int = 8) -> float:
-    """bf16 matmul FLOP/s of the device, measured in a moment."""
-    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        (a @ b).sum().item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def _teacher_line(name: str, teacher: TeacherEntry) -> str:
-    if not teacher.n_parameters:
+def _teacher_line(name: str, known: TeacherEntry, precision: Precision) -> str:
+    if not known.n_parameters:
         return f"{name}: its size is known once it is downloaded"
-    how = {None: "bf16", "nf4": "4-bit NF4"}[teacher.quantisation]
-    download = f", download {teacher.download_bytes / 1e9:,.1f} GB" if teacher.download_bytes else ", no download"
-    return f"{name} ({teacher.source}): {teacher.n_parameters:,} parameters in {how}{download}"
+    how = {None: precision.teacher, "nf4": "4-bit NF4"}[known.quantisation]
+    download = f", download {known.download_bytes / 1e9:,.1f} GB" if known.download_bytes else ", no download"
+    return f"{name} ({known.source}): {known.n_parameters:,} parameters in {how}{download}"
 
 
-def _memory_line(student: StudentConfig, teacher: TeacherEntry, config: RunConfig, processes: int) -> str:
-    tokens = config.batch_size * config.packing.seq_len // config.accumulate // processes
-    cut = processes if config.fsdp else 1
-    state = 16 * student.n_parameters // cut  # fp32 weights, gradients, and AdamW's two moments
-    head = 2 * teacher.vocab_size * teacher.d_model
-    cut = 1 if teacher.quantisation else cut
-    held = (teacher.memory_bytes - head) // cut + head  # its head stays whole, and so do 4 bits
-    chunk = min(CHUNK, tokens)
-    loss = 2 * chunk * student.padded_vocab_size * 2 + 8 * student.padded_vocab_size * student.d_model
-    width = 16 * student.d_model + 4 * student.d_ff
-    activations = tokens * student.n_layers * width * 2
-    remembered = 0.0
-    if _share_asked(config, processes) < 1:
-        answers = 2 * teacher.d_model * config.packing.seq_len * config.max_rows if config.max_rows else math.inf
-        remembered = min(config.teacher_memory * GIB, answers)
-    total = state + loss + activations + held + remembered
+def _memory_line(
+    student: StudentConfig, known: TeacherEntry, config: RunConfig, processes: Processes, precision: Precision
+) -> str:
+    tokens = -(-config.batch_size // (config.accumulate * processes.size)) * config.packing.seq_len
+    sharded = processes.size if config.fsdp else 1
+    wide = 1 if known.quantisation else DTYPES[precision.teacher].itemsize / 2
+    teacher, head = known.memory_bytes * wide, 2 * known.vocab_size * known.d_model * wide
+    held = (teacher - head) / (1 if known.quantisation else sharded) + head  # its head stays whole, and so do 4 bits
+    item = DTYPES[precision.head].itemsize
+    chunk = min(CHUNK.get(processes.device.type, 1024), tokens)
+    width = student.d_model if config.gradient_checkpointing else 16 * student.d_model + 4 * student.d_ff
+    remembered = 0
+    if _remembers(config) and processes.size == 1:
+        rows = int(config.max_rows or 0) + config.eval_rows
+        remembered = bytes_needed(known.d_model, rows, config.packing.seq_len, DTYPES[precision.teacher])
     parts = {
-        "teacher": held,
-        "student and optimizer": state,
-        "loss": loss,
-        "activations": activations,
-        "teacher's answers": remembered,
+        "teacher": held + 8 * tokens * known.d_model * wide * 2,
+        "student and optimizer": 16 * student.n_parameters / sharded,  # fp32 weights, gradients and two moments
+        "loss": 2 * chunk * student.padded_vocab_size * item + 8 * student.padded_vocab_size * student.d_model,
+        "activations": tokens * student.n_layers * width * DTYPES[precision.student].itemsize,
+        "teacher's answers": remembered if remembered <= config.teacher_memory * GIB else 0,
     }
+    total = math.fsum(parts.values())
     return f"about {total / GIB:,.1f} GiB: " + ", ".join(f"{k} {v / GIB:,.2f}" for k, v in parts.items() if v)
+

@@ -1,28 +1,28 @@
 """The run directory: where it is, that nothing else lives there, and what it says of itself."""
 
-import fcntl
 import json
-import logging
 import os
 import platform
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
 from tutelage.errors import UserError
-from tutelage.files import steps
+from tutelage.locks import lock
+from tutelage.runs import CONFIG, ENVIRONMENT, recorded_config
 from tutelage.training.config import RunConfig
+from tutelage.training.identity import differences
+from tutelage.training.versions import VERSION, upgrade
 
-log = logging.getLogger(__name__)
 LOCK = ".lock"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "accelerate", "numpy", "triton")
 
@@ -33,10 +33,7 @@ def run_path(config: RunConfig) -> Path:
     Raises UserError where a new run would land on another one, or a resumed one has no checkpoint.
     """
     if config.resume:
-        path = Path(config.resume)
-        if not steps(path):
-            raise UserError(f"--resume {path}: no checkpoints there")
-        return path
+        return recorded_config(config.resume).parent
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = Path(config.output_dir or Path("runs") / f"{stamp}-{Path(config.teacher).name}")
     if path.exists() and (not path.is_dir() or {inside.name for inside in path.iterdir()} - {LOCK}):
@@ -49,75 +46,84 @@ def run_path(config: RunConfig) -> Path:
 
 def changes(path: Path, config: RunConfig) -> list[str]:
     """What this invocation changes of the run's recorded configuration, a line each."""
-    recorded = yaml.safe_load((path / "config.yaml").read_text())
-    return [f"from here on: {line}" for line in differences(recorded, _lasting(config))]
+    recorded = upgrade(yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
+    lasting = _lasting(config)
+    return [f"from here on: {line}" for line in differences(_filled(recorded, lasting), lasting)]
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The fields of two trees that differ, dotted, with both values."""
-    before, after = leaves(then), leaves(now)
-    return [
-        f"{key} was {before.get(key)}, is {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of dictionaries as one with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def _filled(recorded: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A recorded tree with today's value where it has no such field: it is new, and has its default or was asked for."""
+    return {
+        key: _filled(recorded[key], value) if isinstance(value, dict) and isinstance(recorded.get(key), dict)
+        else recorded.get(key, value)
+        for key, value in now.items()
+    }  # fmt: skip
 
 
 def _lasting(config: RunConfig) -> dict[str, Any]:
-    """The configuration without what ends this invocation, which is not part of what the run is."""
-    return asdict(replace(config, resume=None, stop_after=None, dry_run=False, output_dir=None))
+    """The configuration without what ends or places this invocation, which is not part of what the run is."""
+    passing = {"resume": None, "stop_after": None, "dry_run": False, "output_dir": None, "profile": False}
+    return asdict(replace(config, **passing))  # type: ignore[arg-type]
 
 
 @contextmanager
-def open_run(path: Path, config: RunConfig) -> Iterator[None]:
+def open_run(path: Path, config: RunConfig, begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """A context that holds the directory alone, with the configuration to resume from and the environment in it.
 
-    Both are kept as first written. Raises UserError where another process holds the directory or made a run in it
-    meanwhile, and where it cannot be written.
+    Both are kept as first written. A new run that is not `begun` when an exception ends it leaves nothing. Raises
+    UserError where another process holds the directory or made a run in it meanwhile, and where it cannot be written.
     """
     made = not path.exists()
     with ExitStack() as stack:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_lock(path))
+            stack.enter_context(_hold(path))
             for partial in path.glob("checkpoints/.*.partial"):  # of a process that was killed: this one is alone here
                 shutil.rmtree(partial)
-            if not (path / "config.yaml").exists():
-                (path / "config.yaml").write_text(yaml.safe_dump(_lasting(config), sort_keys=False))
-                (path / "env.json").write_text(json.dumps(environment(), indent=1))
+            if not (path / CONFIG).exists():
+                tree = {"version": VERSION, **_lasting(config)}
+                (path / CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+                (path / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
             elif not config.resume:
                 raise UserError(f"--output_dir {path}: another run was made there meanwhile: choose another directory")
         except OSError as error:
             if made:  # a run that never began leaves nothing
                 shutil.rmtree(path, ignore_errors=True)
             raise UserError(f"--output_dir {path} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        except BaseException:
+            if not config.resume and not begun():
+                _empty(path, remove=made)
+            raise
+
+
+def _empty(path: Path, remove: bool) -> None:
+    """Removes what is in a run's directory, and the directory itself where it was not there before."""
+    for inside in path.iterdir():
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside, ignore_errors=True)
+        else:
+            inside.unlink(missing_ok=True)
+    if remove:
+        path.rmdir()
+
+
+@contextmanager
+def _hold(path: Path) -> Iterator[None]:
+    """Holds the run's lock, which says who holds it; the system lets go of it however its process ends."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(lock(path / LOCK))
+        except BlockingIOError as error:
+            holder = (path / LOCK).read_text(encoding="utf-8").strip() or "another process"
+            raise UserError(
+                f"{path} is in use by {holder}: wait for it, stop it, or choose another directory"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
         yield
-
-
-def _lock(path: Path) -> TextIO:
-    """A file that is locked while it is open: the system lets go of it however its process ends."""
-    file = (path / LOCK).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise UserError(f"{path} is in use by {holder}: wait for it, stop it, or choose another directory") from error
-    except OSError as error:
-        log.warning("%s is on a file system without locks (%s): see to it that no other run uses it", path, error)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
 
 
 def check_room(path: Path, room: int) -> None:
@@ -135,6 +141,7 @@ def environment() -> dict[str, str | int | None]:
     import torch
 
     found: dict[str, str | int | None] = {"python": platform.python_version(), "machine": platform.machine()}
+    found |= {"processor": processor(), "capability": torch.backends.cpu.get_cpu_capability()}
     found |= {"threads": torch.get_num_threads(), "command": " ".join(Path(sys.argv[0]).name.split())}
     for package in PACKAGES:
         try:
@@ -144,9 +151,13 @@ def environment() -> dict[str, str | int | None]:
     return found
 
 
-def newest_run(root: Path = Path("runs")) -> Path:
-    """The run whose last checkpoint is newest. Raises UserError where there is none."""
-    runs = [run for run in root.glob("*") if steps(run)]
-    if not runs:
-        raise UserError(f"no run in {root}/: train one (python train.py) or pass --model")
-    return max(runs, key=lambda run: steps(run)[0].stat().st_mtime)
+def processor() -> str:
+    """The processor's model, as Linux has it, and those of its units that speed up bf16."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    told = dict(line.split(":", 1) for line in lines if ":" in line)
+    said = {key.strip(): value.strip() for key, value in told.items()}
+    flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in said.get("flags", "").split()]
+    return " ".join((said.get("model name", platform.machine()), *flags))

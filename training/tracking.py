@@ -6,12 +6,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile, zip_longest
+from itertools import takewhile
 from pathlib import Path
 from queue import Full, Queue
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
+from tutelage.runs import METRICS
+from tutelage.training.samples import Sample, side_by_side
 from tutelage.training.trackers import TRACKERS, Sink
 
 log = logging.getLogger(__name__)
@@ -20,18 +22,8 @@ WAITING = 1000
 PATIENCE = 30.0
 """Seconds that a run waits, at its end, for a tracker to write the rest."""
 
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-
-class Sample(NamedTuple):
-    """One prompt, completed by teacher and student."""
-
-    prompt: str
-    teacher: str
-    student: str
-
-
-class Aside:
+class AsyncTracker:
     """A tracker in a thread of its own: the run never waits for it, and drops one that raises or falls behind."""
 
     def __init__(self, name: str, sink: Sink) -> None:
@@ -76,11 +68,11 @@ class Tracker:
     """A context that writes scalars and samples of one run; rows after `step`, where it goes on, are dropped."""
 
     def __init__(self, run: Path, names: Sequence[str], step: int, settings: Mapping[str, Any] | None = None) -> None:
-        self.path = run / "metrics.jsonl"
+        self.path = run / METRICS
         self.samples = run / "samples"
         self._waiting: list[str] = []
         self._keep(step)
-        self.asides = [Aside(name, TRACKERS[name](run, step)) for name in names]
+        self.asides = [AsyncTracker(name, TRACKERS[name](run, step)) for name in names]
         if settings:
             self._all(lambda sink: sink.describe(settings))
 
@@ -135,26 +127,3 @@ class Tracker:
                 self.path.read_bytes().splitlines(keepends=True),
             )
             os.truncate(self.path, sum(map(len, kept)))
-
-
-def side_by_side(sample: Sample, width: int = 56) -> str:
-    """Markdown of one sample: a single block of code with teacher and student in two columns."""
-    left, right = (_wrapped(clean(side), width) for side in (sample.teacher, sample.student))
-    rows = [("teacher", "student"), ("-" * width, "-" * width), *zip_longest(left, right, fillvalue="")]
-    columns = "\n".join(f"{a:<{width}} | {b}" for a, b in rows)
-    return f"{indent(sample.prompt)}\n\n{indent(columns)}"
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of `width` at most: a long one goes on below, or it would push the other column out of sight."""
-    return [line[at : at + width] for line in text.splitlines() for at in range(0, max(1, len(line)), width)]
-
-
-def indent(text: str) -> str:
-    """Every line four spaces in: markdown shows it as it is, and no image or tag in it comes alive."""
-    return "\n".join("    " + line for line in clean(text).splitlines())
-
-
-def clean(text: str) -> str:
-    """Without terminal escapes and control characters; tabs become spaces."""
-    return _CONTROL.sub("", text.expandtabs(4))

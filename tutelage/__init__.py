@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tutelage.evaluation.run import evaluate
     from tutelage.student.weights import load_student
-    from tutelage.train import distill
+    from tutelage.training.loop import distill
 
 __version__ = "0.1.0"
 __all__ = ["distill", "evaluate", "load_student"]
 
-_HOMES = {"distill": "train", "evaluate": "evaluation.run", "load_student": "student.weights"}
+_HOMES = {"distill": "training.loop", "evaluate": "evaluation.run", "load_student": "student.weights"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from tutelage.data.batch import IGNORE
 from tutelage.data.packing import pack
 from tutelage.errors import UserError
 from tutelage.evaluation.closeness import MIN_TARGETS, closeness
-from tutelage.evaluation.fidelity import CHUNK, fidelity
+from tutelage.training.fidelity import CHUNK, fidelity
 from tutelage.evaluation.token_classes import CLASSES, token_classes
 from tutelage.teacher.signal import FullSignal
 

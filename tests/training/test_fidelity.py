@@ -8,7 +8,7 @@ import torch
 from tutelage.data.batch import IGNORE, Batch
 from tutelage.data.corpus import Corpus, unigram_counts
 from tutelage.data.packing import pack
-from tutelage.evaluation.fidelity import decoder_scorer, fidelity, perplexity_loss, unigram_loss
+from tutelage.training.fidelity import decoder_scorer, fidelity, perplexity_loss, unigram_loss
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.teacher.signal import FullSignal

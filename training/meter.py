@@ -1,0 +1,153 @@
+"""What a run is tuned by: tokens per second, model FLOP utilisation, peak memory, and where a step's time goes.
+
+Shapes: T tokens of a row.
+"""
+
+import sys
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from tutelage.student.config import StudentConfig
+from tutelage.teacher.memory import Memory
+from tutelage.teacher.signal import TeacherSpec
+from tutelage.training.config import RunConfig
+from tutelage.training.precision import DTYPES, Name, matmul_rate
+
+if TYPE_CHECKING:  # which needs the split in the distiller
+    from tutelage.training.parts import Parts
+
+PARTS = ("data", "teacher", "student", "loss", "optimizer")
+"""Of a step. Backward passes count as the student's: the loss has made its gradients in its forward pass."""
+
+PEAKS = {
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "GH200": 989e12,
+    "A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+}  # fmt: skip
+"""Dense bf16 FLOP/s by a part of the device's name, the first that fits, from the makers' data sheets."""
+
+
+def peak_flops(device: torch.device, name: Name) -> float:
+    """FLOP/s that a model is measured against: the data sheet's, or the rate of one large matmul, measured."""
+    if device.type == "cuda" and name == "bf16":
+        said = torch.cuda.get_device_name(device)
+        for part, peak in PEAKS.items():
+            if part in said:
+                return peak
+    size = 1024 if device.type == "cpu" else 8192
+    return matmul_rate(device, DTYPES[name], size // 4, size, size)
+
+
+def student_flops(shape: StudentConfig, seq_len: int) -> float:
+    """Matmul FLOP of one training token, forward and two gradients, its head included: 6 per weight.
+
+    Attention is counted as causal over rows of one document, T/2 keys a token. arXiv:2204.02311, appendix B.
+    """
+    table = shape.padded_vocab_size * shape.d_model
+    trunk = shape.n_parameters - table * (1 if shape.tie_embeddings else 2)
+    return 6 * (trunk + table) + 6 * shape.n_layers * shape.n_heads * shape.head_size * seq_len
+
+
+def teacher_flops(spec: TeacherSpec, seq_len: int) -> tuple[float, float]:
+    """Matmul FLOP of one token in the teacher's layers, forward, and in its head, which runs for every token."""
+    head = 2.0 * spec.vocab_size * spec.d_model
+    return 2.0 * spec.n_parameters - head + 2 * spec.n_layers * spec.d_model * seq_len, head
+
+
+class Split:
+    """Where the time between `start` and the last `mark` goes. On a GPU by events on its stream, which wait for nobody."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def start(self) -> None:
+        """What comes next is measured from here."""
+        self.mark("")
+
+    def mark(self, part: str) -> None:
+        """The time since the last mark was spent on `part`."""
+        now: float | torch.cuda.Event = time.perf_counter()
+        if self.device.type == "cuda":
+            now = torch.cuda.Event(enable_timing=True)
+            now.record(torch.cuda.current_stream(self.device))
+        self._marks.append((part, now))
+
+    def read(self) -> dict[str, float]:
+        """Seconds by part since the last reading; waits for the device."""
+        if self._marks and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds: dict[str, float] = defaultdict(float)
+        for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
+            if part:
+                seconds[part] += _between(before, after)
+        self._marks.clear()
+        return dict(seconds)
+
+
+class Meter:
+    """Rates of training proper, since the last reading. Model FLOP are those of this process's share of the rows."""
+
+    def __init__(self, split: Split, parts: "Parts", config: RunConfig) -> None:
+        self.split, self.parts = split, parts
+        self.peak = peak_flops(split.device, parts.precision.student)
+        seq_len, needs_teacher = config.packing.seq_len, bool(parts.distiller.objective.needs)
+        layers, head = teacher_flops(parts.teacher.spec, seq_len)
+        per_step = config.batch_size * seq_len / parts.processes.size
+        self.flops_per_step = per_step * (student_flops(parts.student.config, seq_len) + needs_teacher * head)
+        self.asked_flops = per_step * layers * needs_teacher  # where the teacher's layers run
+        self._start()
+
+    def _start(self) -> None:
+        self.tokens = self.steps = 0
+        self.seconds = 0.0
+        self._asked = self.parts.teacher.asked if isinstance(self.parts.teacher, Memory) else 0
+
+    def step(self, tokens: int, seconds: float) -> None:
+        """Counts a step of all processes."""
+        self.tokens, self.steps, self.seconds = self.tokens + tokens, self.steps + 1, self.seconds + seconds
+
+    def read(self) -> dict[str, float]:
+        """Rates, shares and peak memory, and starts anew; empty where no step was counted."""
+        if not self.steps:
+            return {}
+        parts = self.split.read()
+        whole = max(sum(parts.values()), 1e-9)
+        rates = {
+            "perf/tokens_per_s": self.tokens / max(self.seconds, 1e-9),
+            "perf/seconds_per_step": self.seconds / self.steps,
+            "perf/mfu": self._flops() / max(self.seconds, 1e-9) / self.peak,
+            "perf/peak_memory_gib": peak_memory(self.split.device) / 2**30,
+            **{f"perf/share_{part}": parts.get(part, 0.0) / whole for part in PARTS},
+        }
+        self._start()
+        return rates
+
+    def _flops(self) -> float:
+        asked = float(self.steps)
+        if isinstance(self.parts.teacher, Memory):
+            asked = (self.parts.teacher.asked - self._asked) / self.parts.loader.batch_size
+        return self.steps * self.flops_per_step + asked * self.asked_flops
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: by tensors on a GPU, by the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else 1024 * held
+
+
+def _between(before: "float | torch.cuda.Event", after: "float | torch.cuda.Event") -> float:
+    """Seconds."""
+    if isinstance(before, float) and isinstance(after, float):
+        return after - before
+    return float(before.elapsed_time(after)) / 1000  # type: ignore[union-attr,arg-type]

@@ -1,0 +1,65 @@
+"""`--minutes`: how many steps fit, from a few that are timed. The number is then written down, so that the run repeats."""
+
+import time
+
+from tutelage.errors import UserError
+from tutelage.training.config import RunConfig
+from tutelage.training.parts import Parts
+from tutelage.training.step import rehearse
+
+LAPS = 3
+"""Steps that are timed, after one that is not: it compiles, and meets every page of memory for the first time."""
+SHARE = 0.08
+"""Of the time, what timing may take before it ends early."""
+MARGIN = 0.95
+"""Of the time, what is planned with: machines have neighbours."""
+
+
+def timed_steps(parts: Parts, config: RunConfig, seconds: float) -> dict[str, float]:
+    """The seconds of a step by its part: the fastest of a few, timed in about `seconds`."""
+    begun = time.perf_counter()
+    laps: list[dict[str, float]] = []
+    while len(laps) <= LAPS and (not laps or time.perf_counter() - begun < seconds):
+        laps.append(rehearse(parts, config, len(laps)))
+    return min(laps[1:] or laps, key=lambda lap: sum(lap.values()))
+
+
+def steps_that_fit(parts: Parts, config: RunConfig, elapsed: float) -> int:
+    """Steps for `config.minutes` of wall-clock time, of which `elapsed` seconds are over; the same in every process.
+
+    Evaluations are paid for out of it too. Raises UserError where not one step fits.
+    """
+    whole = 60 * float(config.minutes or 0)
+    parts_of_step = timed_steps(parts, config, SHARE * whole)
+    count = fitting(parts_of_step, parts, config, MARGIN * whole - elapsed)
+    count = parts.processes.broadcast(count)
+    if count < 1:
+        step = sum(parts_of_step.values())
+        raise UserError(
+            f"--minutes {config.minutes:g} is too short: starting took {elapsed:.0f} s, a step takes {step:.1f} s and"
+            f" the evaluation {evaluation_seconds(parts_of_step, config):.0f} s: raise it, or lower --eval_rows"
+        )
+    return count
+
+
+def fitting(step: dict[str, float], parts: Parts, config: RunConfig, seconds: float) -> int:
+    """The most steps whose time, with that of their evaluations, is within `seconds`."""
+    first, later = sum(step.values()), sum(step.values()) - step.get("teacher", 0.0)
+    asked = parts.loader.steps_per_epoch if parts.remembers else 10**12  # later on the teacher is remembered
+    evaluation = evaluation_seconds(step, config)
+
+    def needed(steps: int) -> float:
+        scored = 1 + (steps - 1) // config.eval_every
+        return min(steps, asked) * first + max(0, steps - asked) * later + scored * evaluation
+
+    low, high = 0, max(1, int(seconds / max(min(first, later), 1e-6)) + 1)
+    while low < high:  # the largest that fits
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed(middle) <= seconds else (low, middle - 1)
+    return low
+
+
+def evaluation_seconds(step: dict[str, float], config: RunConfig) -> float:
+    """Of the held-out rows, estimated from a step: both models forward, and both heads with their softmaxes."""
+    batches = config.eval_rows / config.batch_size
+    return batches * (step.get("teacher", 0.0) + step.get("student", 0.0) / 3 + step.get("loss", 0.0))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch comes after the flags are checked, so that --help and
     from tutelage.training.display import Display
     from tutelage.training.interrupt import Interrupt
     from tutelage.training.parts import Parts
-    from tutelage.training.processes import Mute
+    from tutelage.training.processes import Silent
     from tutelage.training.tracking import Tracker
 
 log = logging.getLogger("tutelage.train")
@@ -50,7 +50,7 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     from tutelage.training.display import Display
     from tutelage.training.interrupt import Interrupt
     from tutelage.training.parts import build
-    from tutelage.training.processes import Mute, Processes
+    from tutelage.training.processes import Processes, Silent
     from tutelage.training.run_directory import changes, check_room, environment, leaves, open_run, run_path
     from tutelage.training.samples import read_prompts
     from tutelage.training.trackers import chosen
@@ -59,36 +59,40 @@ def distill(config: RunConfig | None = None, *, teacher: "Teacher | str | None" 
     if isinstance(teacher, str):
         fields, teacher = {**fields, "teacher": teacher}, None
     config = replace(config or RunConfig(), **fields)
-    processes = Processes(config)
-    trackers, prompts = processes.agree(lambda: (chosen(config.tracker), read_prompts(config.prompts)))
-    path = processes.told(processes.agree(lambda: run_path(config) if processes.first else Path()))
+    processes = Processes(config.device)
+    trackers, prompts = processes.raise_together(lambda: (chosen(config.tracker), read_prompts(config.prompts)))
+    path = processes.broadcast(processes.raise_together(lambda: run_path(config) if processes.first else Path()))
 
     with ExitStack() as stack:
         enter = stack.enter_context
+        stack.callback(processes.close)
 
         def hold() -> None:
-            processes.agree(lambda: enter(open_run(path, config)) if processes.first else None)
+            processes.raise_together(lambda: enter(open_run(path, config)) if processes.first else None)
 
         if config.resume:
             hold()  # before a checkpoint is read: nobody else may save one meanwhile
         parts = build(config, teacher, processes)
-        state = processes.agree(lambda: load_checkpoint(parts, path)) if config.resume else TrainingState()
+        state = processes.raise_together(lambda: load_checkpoint(parts, path)) if config.resume else TrainingState()
         state.origin = parts.origin
-        processes.agree(lambda: check_room(path, room(parts, config, state, path)) if processes.first else None)
+        processes.raise_together(
+            lambda: check_room(path, room(parts, config, state, path)) if processes.first else None
+        )
         if not config.resume:
             hold()  # now that nothing about the input is wrong
 
         settings = leaves(asdict(config)) | leaves(environment(), "env.")
-        tracker = enter(Tracker(path, trackers, state.step, settings)) if processes.first else Mute()
-        display = enter(Display(parts.steps, state.step)) if processes.first else Mute()
+        tracker = enter(Tracker(path, trackers, state.step, settings)) if processes.first else Silent()
+        display = enter(Display(parts.steps, state.step)) if processes.first else Silent()
         interrupt = enter(Interrupt())
         display.say(_headline(parts, config))
         for line in changes(path, config) if processes.first else []:
             display.say(line)
         saver = Saver(parts, state, path, config.keep_last)
+        processes.started()
         metrics = loop(parts, config, state, prompts, saver, tracker, display, interrupt)
-        processes.agree(saver.check)  # and nobody leaves before the last step is on disk
-        if processes.anywhere(bool(interrupt.requested)):
+        processes.raise_together(saver.check)  # and nobody leaves before the last step is on disk
+        if processes.any(bool(interrupt.requested)):
             display.say(f"{interrupt.requested or 'interrupted'}: saved step {state.step}; go on with --resume {path}")
     return Run(path, state.step, metrics)
 
@@ -99,8 +103,8 @@ def loop(
     state: "TrainingState",
     prompts: Sequence[str],
     saver: "Saver",
-    tracker: "Tracker | Mute",
-    display: "Display | Mute",
+    tracker: "Tracker | Silent",
+    display: "Display | Silent",
     interrupt: "Interrupt",
 ) -> dict[str, float]:
     """Trains from `state` to the last step, or to where someone interrupts; returns the last row of metrics."""
@@ -110,7 +114,7 @@ def loop(
     leave = False
     while state.step < last and not leave:
         row = train_step(parts, config, state)
-        leave = parts.processes.anywhere(bool(interrupt.requested))
+        leave = parts.processes.any(bool(interrupt.requested))
         scored = state.step == parts.steps or state.step % config.eval_every == 0
         if scored:
             row |= score(parts, config)
@@ -142,14 +146,14 @@ def train_step(parts: "Parts", config: RunConfig, state: "TrainingState") -> dic
     rate = learning_rate(state.step, parts.steps, config.optim)
     set_learning_rate(parts.optimizer, rate)
     sums: dict[str, Any] = {}
-    pieces = processes.share(batch, config.accumulate)
+    pieces = processes.shard(batch, config.accumulate)
     for number, piece in enumerate(pieces, 1):
         signal = parts.signal(piece) if objective.needs else None
-        with processes.exchange(parts.wrapped, now=number == len(pieces)):
+        with processes.sync(parts.wrapped, now=number == len(pieces)):
             loss, logs = parts.wrapped(piece, signal, counts, Progress(state.step, parts.steps))
             (loss * processes.size).backward()  # gradients are averaged over processes, and a sum is wanted
         sums = {name: value + sums.get(name, 0) for name, value in logs.items()}
-    totals = processes.total(torch.stack([*sums.values()]))
+    totals = processes.all_reduce(torch.stack([*sums.values()]))
     found = torch.cat((totals, clip(parts.distiller, config.optim.clip)[None])).tolist()
     row = {f"train/{name}": value for name, value in zip((*sums, "grad_norm"), found, strict=True)}
     if math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"]):
@@ -179,9 +183,9 @@ def score(parts: "Parts", config: RunConfig) -> dict[str, float]:
 
     rows = max(1, config.batch_size // (parts.processes.size * config.accumulate))  # as many as fit in training
     batches = list(heldout_batches(parts.corpus, rows, config.eval_rows))
-    scorer, mine = decoder_scorer(parts.student, config.precision), parts.processes.deal(batches)
+    scorer, mine = decoder_scorer(parts.student, config.precision), parts.processes.shard_batches(batches)
     with inference(parts.distiller):
-        result = fidelity(scorer, parts.teacher.signal, mine, parts.vocab_size, parts.processes.total)
+        result = fidelity(scorer, parts.teacher.signal, mine, parts.vocab_size, parts.processes.all_reduce)
     unigram = unigram_loss(parts.unigram_counts, batches)
     found = {**result.metrics(), "unigram_loss": unigram}
     sizes = {"student": parts.student.config.n_parameters, "teacher": parts.teacher.spec.n_parameters}

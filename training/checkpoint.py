@@ -62,7 +62,7 @@ def save_checkpoint(parts: Parts, state: TrainingState, run: Path, keep_last: in
     weights = _whole(distiller.student.state_dict(), tell)
     learned = _whole(distiller.objective.state_dict(), tell)
     moments = _whole(_flat(parts.optimizer), tell)
-    random = parts.processes.gather(_rng())
+    random = parts.processes.all_gather(_rng())
     if not tell:
         return path
     try:
@@ -114,7 +114,7 @@ def load_checkpoint(parts: Parts, run: Path) -> TrainingState:
 
     Raises UserError where there is none, or, with the difference, where the run was made of something else.
     """
-    path = parts.processes.told(newest_whole(run) if parts.processes.first else None)
+    path = parts.processes.broadcast(newest_whole(run) if parts.processes.first else None)
     if path is None:
         raise UserError(f"{run} has no whole checkpoint to resume from: start anew with another --output_dir")
     state = TrainingState(**json.loads((path / "state.json").read_text()))

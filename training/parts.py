@@ -73,7 +73,7 @@ class Parts:
 
 def build(config: RunConfig, teacher: Teacher | None, processes: Processes | None = None) -> Parts:
     """Builds the parts. Raises UserError for input that cannot work; nothing is written but caches."""
-    processes = processes or Processes(config)
+    processes = processes or Processes(config.device)
     impl = use(config.impl, processes.device.type)
     keep_memory()
     torch.ones(64).sqrt()  # the first large threaded sqrt of a process is not bit-reproducible; a small one is
@@ -82,8 +82,8 @@ def build(config: RunConfig, teacher: Teacher | None, processes: Processes | Non
     _check_rows(config, processes.size)
     torch.manual_seed(config.seed)
     known = _entry(config, teacher)
-    teacher, corpus = processes.agree(lambda: _load(config, known, teacher, processes))
-    if len({*processes.gather(corpus.fingerprint)}) > 1:
+    teacher, corpus = processes.raise_together(lambda: _load(config, known, teacher, processes))
+    if len({*processes.all_gather(corpus.fingerprint)}) > 1:
         raise UserError(f"--data {config.data or known.data} is not the same text in every process: make it so")
     loader = Loader(corpus, config.batch_size, config.seed, config.max_rows)
     steps = config.steps or max(1, round((config.epochs or 1) * loader.rows_per_epoch / config.batch_size))
@@ -125,7 +125,7 @@ def _load(
 ) -> tuple[Teacher, Corpus]:
     """Teacher and text. A teacher that will be cut up starts on the CPU, as its device may not hold the whole."""
     device = "cpu" if config.fsdp and processes.size > 1 else str(processes.device)
-    with processes.in_turn():
+    with processes.local_first():
         teacher = teacher or load_teacher(config.teacher, device)
         sources = config.data or known.data
         return teacher, build_corpus(sources, teacher.tokenizer, config.packing, cache_directory() / "data")

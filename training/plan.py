@@ -43,7 +43,7 @@ def plan(config: RunConfig, teacher: TeacherEntry, device: torch.device, process
 
 def show(config: RunConfig) -> None:
     """Prints the plan, of as many processes as were started."""
-    processes = Processes(config)
+    processes = Processes(config.device)
     lines = plan(config, entry(config.teacher), processes.device, processes.size)
     if not processes.first:
         return

@@ -28,7 +28,7 @@ from tutelage.student.config import StudentOptions, resolve
 from tutelage.student.decoder import Decoder
 from tutelage.teacher.signal import FullSignal
 from tutelage.training.allocator import keep_memory
-from tutelage.training.config import OptimConfig, RunConfig
+from tutelage.training.config import OptimConfig
 from tutelage.training.distiller import Distiller
 from tutelage.training.optim import clip, make_optimizer
 from tutelage.training.processes import Processes
@@ -76,7 +76,7 @@ class Options(Output):
 def measure(point: Point, steps: int) -> dict[str, float]:
     """Median seconds of a step, and the peak resident memory of this process in bytes."""
     keep_memory()
-    processes = Processes(RunConfig(device="cpu"))
+    processes = Processes("cpu")
     torch.manual_seed(0)
     shape = resolve(StudentOptions(preset="smollm2-6l", max_seq_len=2048), point.vocab_size, "smollm2-6l")
     teacher = Decoder(shape).bfloat16().eval().requires_grad_(False)
@@ -87,7 +87,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
     for step in range(steps + 1):
         batch = random_batch(point, step)
         started = time.perf_counter()
-        counts, [mine] = distiller.objective.counts(batch), processes.share(batch, 1)
+        counts, [mine] = distiller.objective.counts(batch), processes.shard(batch, 1)
         with torch.no_grad():
             hidden = teacher(mine.tokens, positions=mine.positions, segments=mine.segments).hidden
         loss, _ = wrapped(mine, FullSignal(hidden, teacher.head), counts, Progress(step, steps))

@@ -1,139 +1,225 @@
-"""The processes of a run: which rows each one reads, what they add up, and that one of them speaks for all.
+"""The processes of a run, as torchrun or accelerate launch started them: one each, or one alone.
 
-One process is the common case, and every method then does nothing that costs.
+`torch.distributed` underneath. With one process every method returns at once and there is no process group.
 """
 
+import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
-from typing import TypeVar, cast
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from tutelage.data.batch import IGNORE, Batch
 from tutelage.errors import UserError
-from tutelage.training.config import RunConfig
+from tutelage.training.devices import find_device
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)
-"""How long processes wait for another, which may be downloading a teacher; one that died ends the job at once."""
+STARTING = timedelta(hours=2)
+"""How long processes wait for another that may be downloading a teacher or tokenising the text."""
+TRAINING = timedelta(minutes=10)
+"""How long they wait once training has started."""
+_runs = itertools.count()
+c10d: Any = dist  # with the names that it re-exports and its stubs leave out
 
 
 class Processes:
-    """All processes of this run, as `torchrun` or `accelerate launch` started them, and this one's place.
+    """All processes of this run and this one's place among them; closes the process group it made.
 
-    Raises UserError for a device that is not there.
+    `rank` of `size`, on `device` ("auto", "cpu", "cuda", "cuda:N" or "mps"; see `find_device`). A process group that
+    exists already is used and left alone. Raises UserError where the device is not there or the others are not found.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        # one process may make several runs, each its own way
-        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-        try:
-            torch.empty(0, device="cpu" if config.device == "auto" else config.device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"--device {config.device} is not available here: use auto or cpu") from error
-        self.accelerator = Accelerator(
-            cpu=config.device == "cpu" or not torch.accelerator.is_available(),
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=PATIENCE),
-            ],
-        )
-        place: torch.device = self.accelerator.device
-        self.device = torch.device("cpu") if place.type == "cpu" else place  # accelerate numbers CPUs, others do not
-        self.rank: int = self.accelerator.process_index
-        self.size: int = self.accelerator.num_processes
+    def __init__(self, device: str = "auto") -> None:
+        foreign = dist.is_available() and dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if foreign else _place()
+        self._local_rank = _environment("LOCAL_RANK", self.rank)
+        self.device = find_device(device, self._local_rank, self.size)
+        self._made = self.size > 1 and not foreign
+        if self._made:
+            _start(self.device, self.rank, self.size)
+        # flags are exchanged on the host, where the group can, so that nobody waits for the device
+        on_host = self.size == 1 or "cpu" in dist.get_backend_config()
+        self._host = torch.device("cpu") if on_host else self.device
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Destroys the process group, if this object made it; another run of these processes makes its own."""
+        if self._made:
+            self._made = False
+            dist.destroy_process_group()
+
+    def started(self) -> None:
+        """Says that the slow part is over: from now on whoever keeps the others waiting for ten minutes is dead."""
+        if not self._made:
+            return
+        self.barrier()  # or one that still loads would be held to the shorter time
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        groups = dist.distributed_c10d
+        # a private name up to torch 2.13, a public one after it; without either the long timeout stays
+        set_timeout: Any = getattr(dist, "set_timeout", None) or getattr(groups, "_set_pg_timeout", None)
+        if set_timeout:
+            for group in list(groups._world.pg_map):  # FSDP's mesh may have one of its own
+                set_timeout(TRAINING, group)
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes, tracks and speaks."""
+        """Whether this is rank 0, which writes, tracks and prints."""
         return self.rank == 0
 
-    @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """The first process of each machine goes before its others, which then find what it left in the caches."""
-        leads = self.accelerator.is_local_main_process
-        if not leads:
-            self.accelerator.wait_for_everyone()
-        try:
-            yield
-        finally:  # the others must not wait for one that failed
-            if leads:
-                self.accelerator.wait_for_everyone()
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all processes, on this process's device; with one process `tensor` itself."""
+        if self.size == 1:
+            return tensor
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total
 
-    def agree(self, make: Callable[[], T]) -> T:
-        """What `make` returns here; where it is a UserError in some process, that is raised in all of them."""
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process."""
+        if self.size == 1:
+            return flag
+        count = torch.tensor(int(flag), device=self._host)
+        dist.all_reduce(count)
+        return bool(count)
+
+    def barrier(self) -> None:
+        """Waits, on the host, until every process is here."""
+        self.any(False)
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value`, in all processes: any object, or a tensor of one shape and dtype on the device."""
+        if self.size == 1:
+            return value
+        if isinstance(value, Tensor):
+            dist.broadcast(received := value.clone(memory_format=torch.contiguous_format), src=0)
+            return cast(T, received)
+        objects = [value]
+        dist.broadcast_object_list(objects, src=0)
+        return objects[0]
+
+    def all_gather(self, value: T) -> list[T]:
+        """Every process's `value`, an object, by rank."""
+        if self.size == 1:
+            return [value]
+        values = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def raise_together(self, make: Callable[[], T]) -> T:
+        """What `make` returns here; where it raises UserError in any process, all raise it."""
         result, fault = None, None
         try:
             result = make()
         except UserError as error:
-            fault = str(error)
-        for line in filter(None, self.gather(fault)):
-            raise UserError(line)
+            fault = error
+        for line in filter(None, self.all_gather(fault and str(fault))):
+            raise UserError(line) from fault
         return cast(T, result)
 
-    def share(self, batch: Batch, pieces: int) -> list[Batch]:
-        """This process's rows of the global batch, in up to `pieces` micro-batches.
+    @contextmanager
+    def local_first(self) -> Iterator[None]:
+        """The first process of each machine goes before its others, which then find the caches filled."""
+        leads = self._local_rank == 0
+        if not leads:
+            self.barrier()
+        try:
+            yield
+        finally:  # the others must not wait for one that failed
+            if leads:
+                self.barrier()
 
-        Those of all processes together are the batch, and no row is read twice.
-        """
+    def shard(self, batch: Batch, pieces: int) -> list[Batch]:
+        """This process's rows of the global batch, in up to `pieces` micro-batches; no row goes to two processes."""
         return [piece.to(self.device) for piece in batch.split(self.size)[self.rank].split(pieces)]
 
-    def deal(self, batches: Sequence[Batch]) -> list[Batch]:
-        """This process's batches of all, as many for each: where they run out, one whose targets do not count."""
+    def shard_batches(self, batches: Sequence[Batch]) -> list[Batch]:
+        """This process's share of `batches`, as many for each; where they run out, one without a trained target."""
         mine = [batch.to(self.device) for batch in batches[self.rank :: self.size]]
         if len(mine) * self.size < len(batches):
             spare = batches[0].to(self.device)
             mine.append(replace(spare, targets=torch.full_like(spare.targets, IGNORE)))
         return mine
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of `value` over all processes."""
-        if self.size == 1:
-            return value
-        summed: Tensor = self.accelerator.reduce(value.to(self.device), "sum")
-        return summed
-
-    def anywhere(self, flag: bool) -> bool:
-        """Whether `flag` is set in some process: all decide alike, or one would wait for the others for ever."""
-        return bool(self.total(torch.tensor(float(flag))))
-
-    def told(self, value: T) -> T:
-        """What the first process has as `value`."""
-        said: T = broadcast_object_list([value])[0]
-        return said
-
-    def gather(self, value: T) -> list[T]:
-        """`value` of every process, by rank."""
-        everyone: list[T] = gather_object([value])
-        return everyone
-
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` on its device under mixed precision, its gradients averaged over processes in backward.
+        """`module` on its device, its gradients averaged over the processes in backward.
 
-        One that `sharding.shard` has cut up averages them by itself.
+        One that FSDP has sharded averages them by itself.
         """
-        wrapped: nn.Module = self.accelerator.prepare_model(module, evaluation_mode=isinstance(module, FSDPModule))
-        return wrapped
+        from torch.distributed.fsdp import FSDPModule  # seconds to import
 
-    def exchange(self, wrapped: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-        """A context for forward and backward of a micro-batch, after which gradients are exchanged, or not yet.
+        if isinstance(module, FSDPModule):
+            return module
+        module.to(self.device)
+        return module if self.size == 1 else DistributedDataParallel(module, gradient_as_bucket_view=True)
 
-        A module that is cut up exchanges them in any case: what it would have to keep is what does not fit.
+    def sync(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[None]:
+        """A context for forward and backward of a micro-batch, after which gradients are averaged, or not yet.
+
+        A sharded module always averages them: whole gradients are what does not fit.
         """
-        wait: AbstractContextManager[None] = nullcontext() if now else self.accelerator.no_sync(wrapped)
-        return wait
+        if now or not isinstance(wrapped, DistributedDataParallel):
+            return nullcontext()
+        waiting: AbstractContextManager[None] = wrapped.no_sync()
+        return waiting
 
 
-class Mute:
+class Silent:
     """Stands, in all processes but the first, for what only the first one has: takes every call, does nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of processes, as the launcher set them."""
+    size = _environment("WORLD_SIZE", 1)
+    rank = _environment("RANK", -1) if size > 1 else 0
+    if not 0 <= rank < size:
+        raise UserError(f"RANK {os.environ.get('RANK', '(unset)')} of WORLD_SIZE {size} processes: use torchrun")
+    return rank, size
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError as error:
+        raise UserError(
+            f"the environment variable {name} is '{text}', not a number: unset it or use torchrun"
+        ) from error
+
+
+@cache
+def _store(rank: int, size: int) -> Any:
+    """Where the processes find each other (MASTER_ADDR, MASTER_PORT); kept, as its port can be opened only once."""
+    store, _, _ = next(c10d.rendezvous("env://", rank, size, timeout=STARTING))
+    return store
+
+
+def _start(device: torch.device, rank: int, size: int) -> None:
+    """Makes the process group of one run; each has its part of the store, where an earlier one's addresses lie."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        store = c10d.PrefixStore(f"run-{next(_runs)}", _store(rank, size))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STARTING)
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"process {rank} of {size} (WORLD_SIZE) does not find the others at MASTER_ADDR:MASTER_PORT {place}"
+            f" ({reason}): start them with torchrun"
+        ) from error

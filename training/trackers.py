@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from accelerate import PartialState
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
 from tutelage.errors import UserError, unknown
@@ -117,6 +118,7 @@ def chosen(names: str) -> list[str]:
 
     Raises UserError for an unknown one, with the nearest name, and for one that is not installed.
     """
+    PartialState(cpu=True)  # accelerate's trackers ask it which process they are in
     found = [name.strip() for name in names.split(",") if name.strip() != "none"]
     for name in found:
         if name not in TRACKERS:

@@ -18,7 +18,7 @@ from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import load_student
 from tutelage.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from tutelage.training.config import OptimConfig, RunConfig
+from tutelage.training.config import OptimConfig
 from tutelage.training.distiller import Distiller
 from tutelage.training.optim import make_optimizer
 from tutelage.training.processes import Processes
@@ -49,7 +49,7 @@ def parts(distiller: Distiller, optimizer: torch.optim.AdamW, tokenizer: Any = N
         student=distiller.student,
         optimizer=optimizer,
         teacher=SimpleNamespace(tokenizer=tokenizer),
-        processes=Processes(RunConfig(device="cpu")),
+        processes=Processes("cpu"),
         origin=origin,
     )
 

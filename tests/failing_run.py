@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tutelage import files, train
-from tutelage.training import checkpoint
+from tutelage import store, train
+from tutelage.training import checkpoint, loop
 
 AT = "step-4"
 
@@ -50,19 +50,19 @@ def published(path: Path) -> bool:
     return path.name == "checkpoints" and (path / AT).exists()
 
 
-def at_step_3(parts: Any, config: Any, state: Any) -> bool:
+def at_step_3(parts: Any, config: Any, state: Any, *_: Any) -> bool:
     return bool(state.step == 3)
 
 
 MISFORTUNES: dict[str, list[tuple[Any, str, Callable[[], None], Callable[..., bool]]]] = {
     "kill-first-file": [(checkpoint, "save_student", kill, of_step)],
     "kill-last-file": [(Path, "write_text", kill, of_file("state.json"))],
-    "kill-hashing": [(files, "sha256", kill, of_file("rng.safetensors"))],
-    "kill-flushing": [(files, "_flush", kill, of_step)],
+    "kill-hashing": [(store, "sha256", kill, of_file("rng.safetensors"))],
+    "kill-flushing": [(store, "_flush", kill, of_step)],
     "kill-before-rename": [(Path, "rename", kill, of_step)],
-    "kill-after-rename": [(files, "_flush", kill, published)],
+    "kill-after-rename": [(store, "_flush", kill, published)],
     "kill-removing": [(shutil, "rmtree", kill, lambda path, *_: path.name == "step-2")],
-    "sigterm-save": [(train, "train_step", terminate, at_step_3), (files, "sha256", terminate, of_step)],
+    "sigterm-save": [(loop, "train_step", terminate, at_step_3), (store, "sha256", terminate, of_step)],
 }
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from tutelage import distill, load_student
-from tutelage.files import fault, steps
+from tutelage.runs import checkpoints
+from tutelage.store import fault
 from tutelage.training.config import RunConfig
 
 pytestmark = pytest.mark.slow
@@ -78,7 +79,7 @@ def test_two_processes_do_what_one_does(
         assert [seen["path"] for seen in both] == [str(tmp_path / name)] * 2
         assert both[0]["metrics"]["eval/loss"] == both[1]["metrics"]["eval/loss"]
         assert [row["step"] for row in rows(tmp_path / name)] == [1, 2, 3, 4, 5, 6]
-        assert fault(steps(tmp_path / name)[0]) is None
+        assert fault(checkpoints(tmp_path / name)[0]) is None
     assert done.stdout.count("teaches a student") == 6
     other = distill(make_config(**FIELDS, teacher=str(llama_dir), output_dir=str(tmp_path / "other")))
     assert_same_run(other.path, tmp_path / "fsdp-huggingface")
@@ -88,7 +89,7 @@ def test_two_processes_do_what_one_does(
     assert found[2]["train/loss"] is None
     assert found[3]["train/loss"] is not None
     assert found[3]["train/grad_norm"] is None
-    state = json.loads((steps(tmp_path / "poisoned")[0] / "state.json").read_text())
+    state = json.loads((checkpoints(tmp_path / "poisoned")[0] / "state.json").read_text())
     assert state["skipped"] == 2
     weights = load_student(tmp_path / "poisoned").model.state_dict()
     assert all(tensor.isfinite().all() for tensor in weights.values())
@@ -152,6 +153,6 @@ def test_sigterm_saves_the_same_step_everywhere(long_run: subprocess.Popen[str],
             break
     long_run.send_signal(signal.SIGTERM)
     rest, _ = long_run.communicate(timeout=60)
-    [saved] = steps(tmp_path / "run")
+    [saved] = checkpoints(tmp_path / "run")
     assert fault(saved) is None
     assert f"saved step {saved.name[5:]}; go on with --resume" in rest

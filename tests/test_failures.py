@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from tests.failing_run import MISFORTUNES
-from tutelage import distill, train
+from tutelage import distill
 from tutelage.errors import UserError
-from tutelage.files import fault, newest_whole, steps
+from tutelage.runs import checkpoints, newest_whole
+from tutelage.store import fault
+from tutelage.training import loop
 from tutelage.training.config import RunConfig
 from tutelage.training.tracking import Tracker
 
@@ -33,7 +35,7 @@ def trained(run: Path) -> list[dict[str, Any]]:
 
 def ends(run: Path) -> tuple[bytes, bytes]:
     """The weights and the optimizer state that a run ended with."""
-    last = steps(run)[0]
+    last = checkpoints(run)[0]
     return (last / "student" / "model.safetensors").read_bytes(), (last / "optimizer.safetensors").read_bytes()
 
 
@@ -72,7 +74,7 @@ def test_kill_9_in_any_phase_of_saving_costs_no_bit(
     distill(make_config(steps=6, resume=str(run), output_dir=None, keep_last=1))
     assert ends(run) == ends(whole)
     assert trained(run) == trained(whole)
-    assert [path.name for path in steps(run)] == ["step-6"]
+    assert [path.name for path in checkpoints(run)] == ["step-6"]
     assert leftovers(run) == []
 
 
@@ -85,8 +87,8 @@ def test_a_second_sigterm_leaves_in_the_middle_of_the_save_and_the_older_step_st
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in done.stderr
-    assert [path.name for path in steps(run)] == ["step-2"]
-    assert fault(steps(run)[0]) is None
+    assert [path.name for path in checkpoints(run)] == ["step-2"]
+    assert fault(checkpoints(run)[0]) is None
     assert leftovers(run) == []
     distill(make_config(steps=6, resume=str(run), output_dir=None))
     assert ends(run) == ends(whole)
@@ -141,7 +143,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 @pytest.fixture
 def no_room_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if others filled the disk after the run began."""
-    monkeypatch.setattr("tutelage.training.run_directory.check_room", lambda path, room: None)
+    monkeypatch.setattr("tutelage.training.loop.check_room", lambda path, room: None)
 
 
 @pytest.mark.usefixtures("no_room_check")
@@ -152,31 +154,31 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_stops_nothing_but_the_last_
     config = make_config(steps=9, checkpoint_every=3, keep_last=1, eval_every=3, output_dir=str(disk / "run"))
     filler = disk / "filler"
     happened: list[str] = []
-    step = train.train_step
+    step = loop.train_step
 
-    def meddle(parts: Any, config: Any, state: Any) -> dict[str, float]:
-        row = step(parts, config, state)
+    def meddle(parts: Any, config: Any, state: Any, interrupted: bool) -> dict[str, float]:
+        row = step(parts, config, state, interrupted)
         if state.step == 5:
             free = shutil.disk_usage(disk).free
             filler.write_bytes(bytes(free - 700_000))  # room for half a checkpoint
             happened.append("full")
         if state.step == 8:
-            kept = [path.name for path in steps(disk / "run")]
+            kept = [path.name for path in checkpoints(disk / "run")]
             assert kept == ["step-3"]
-            assert fault(steps(disk / "run")[0]) is None
+            assert fault(checkpoints(disk / "run")[0]) is None
             assert leftovers(disk / "run") == []
             filler.unlink()
             happened.append("room")
         return row
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", meddle)
+        patch.setattr(loop, "train_step", meddle)
         run = distill(config)
     assert happened == ["full", "room"]
     assert run.step == 9
     assert "step 6 was not saved" in caplog.text
     assert "step 3 is kept" in caplog.text
-    assert [path.name for path in steps(run.path)] == ["step-9"]
+    assert [path.name for path in checkpoints(run.path)] == ["step-9"]
     assert [row["step"] for row in trained(run.path)] == list(range(1, 10))
 
 
@@ -185,15 +187,15 @@ def test_a_last_step_that_is_not_saved_is_an_error_and_what_was_saved_goes_on(
 ) -> None:
     disk = small_disk(4096)
     config = make_config(steps=6, checkpoint_every=2, keep_last=1, output_dir=str(disk / "run"))
-    step = train.train_step
+    step = loop.train_step
 
-    def fill(parts: Any, config: Any, state: Any) -> dict[str, float]:
+    def fill(parts: Any, config: Any, state: Any, interrupted: bool) -> dict[str, float]:
         if state.step == 5:
             (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
-        return step(parts, config, state)
+        return step(parts, config, state, interrupted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", fill)
+        patch.setattr(loop, "train_step", fill)
         with pytest.raises(UserError, match=r"step 6 was not saved.*step 4 is kept.*--resume"):
             distill(config)
     with pytest.raises(UserError, match="0 MB free"):
@@ -241,17 +243,17 @@ def test_two_runs_in_one_directory_are_refused(make_config: Make, tiny_flags: li
     config = make_config(steps=6, stop_after=2)
     run = distill(config).path
     second: list[str] = []
-    step = train.train_step
+    step = loop.train_step
 
-    def another(parts: Any, settings: Any, state: Any) -> dict[str, float]:
+    def another(parts: Any, settings: Any, state: Any, interrupted: bool) -> dict[str, float]:
         if state.step == 3:
             with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on ") as caught:
                 distill(replace(config, resume=str(run), output_dir=None, stop_after=None))
             second.append(str(caught.value))
-        return step(parts, settings, state)
+        return step(parts, settings, state, interrupted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", another)
+        patch.setattr(loop, "train_step", another)
         done = distill(replace(config, resume=str(run), output_dir=None, stop_after=None))
     assert done.step == 6
     assert len(second) == 1

@@ -21,7 +21,8 @@ from tutelage.data.batch import Batch
 from tutelage.data.config import PackingConfig
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.files import fault, steps
+from tutelage.runs import checkpoints
+from tutelage.store import fault
 from tutelage.student.config import StudentOptions
 from tutelage.student.decoder import Decoder
 from tutelage.teacher.signal import FullSignal, TeacherSpec
@@ -67,8 +68,8 @@ def test_a_run_learns_and_explains_itself(make_config: Make) -> None:
     mixed = 0.2 * found[3]["train/ce"] + 0.8 * found[3]["train/kl"]
     assert found[3]["train/loss"] == pytest.approx(mixed, rel=1e-4)
     assert run.metrics == {k: v for k, v in found[29].items() if k != "step"}
-    assert [path.name for path in steps(run.path)] == ["step-30", "step-20"]
-    assert all(fault(path) is None for path in steps(run.path))
+    assert [path.name for path in checkpoints(run.path)] == ["step-30", "step-20"]
+    assert all(fault(path) is None for path in checkpoints(run.path))
     held = {path.name for path in run.path.iterdir()}
     assert held == {"config.yaml", "env.json", "metrics.jsonl", "checkpoints", "tensorboard", "samples", ".lock"}
     assert {path.name for path in (run.path / "samples").iterdir()} == {"step-15.md", "step-30.md"}
@@ -119,7 +120,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     run = distill(make_config(steps=5, max_skipped=1))
     same = [all(torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in pairwise(seen)]
     assert same == [False, False, True, False]
-    assert json.loads((steps(run.path)[0] / "state.json").read_text())["skipped"] == 1
+    assert json.loads((checkpoints(run.path)[0] / "state.json").read_text())["skipped"] == 1
     assert rows(run.path)[2]["train/loss"] is None
     assert "step 2 skipped" in caplog.text
     assert all(torch.isfinite(p).all() for p in load_student(run.path).model.parameters())
@@ -159,7 +160,7 @@ class Uniform:
 def test_a_teacher_of_ones_own(make_config: Make, tokenizer: Tokenizer, teacher_decoder: Decoder) -> None:
     run = distill(make_config(steps=2), teacher=Uniform(tokenizer, teacher_decoder))
     assert run.metrics["eval/reference_loss"] == pytest.approx(math.log(600), rel=1e-3)
-    state = json.loads((steps(run.path)[0] / "state.json").read_text())
+    state = json.loads((checkpoints(run.path)[0] / "state.json").read_text())
     assert state["origin"]["teacher"]["name"] == "uniform"
 
 
@@ -309,9 +310,9 @@ def test_a_resumed_run_is_bit_identical(run_script: Script, tiny_flags: list[str
 
     go(*tiny_flags, *FINE, "--output_dir", "whole")
     go(*tiny_flags, *FINE, "--output_dir", "parts", "--stop_after", "5")
-    assert [path.name for path in steps(tmp_path / "parts")] == ["step-5"]
+    assert [path.name for path in checkpoints(tmp_path / "parts")] == ["step-5"]
     go("--resume", "parts", "--stop_after", "9")
-    assert [path.name for path in steps(tmp_path / "parts")] == ["step-9", "step-5"]
+    assert [path.name for path in checkpoints(tmp_path / "parts")] == ["step-9", "step-5"]
     go("--resume", "parts")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert sorted(trained(whole)) == list(range(1, 13))
@@ -338,7 +339,7 @@ def test_sigterm_saves_and_leaves_and_the_run_goes_on(
     finally:
         process.kill()
     assert (process.returncode, "Traceback" in err) == (0, False), err
-    [saved] = steps(tmp_path / "run")
+    [saved] = checkpoints(tmp_path / "run")
     step = int(saved.name[5:])
     assert fault(saved) is None
     assert f"saved step {step}" in out

@@ -11,7 +11,8 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.files import fault, steps
+from tutelage.runs import checkpoints
+from tutelage.store import fault
 from tutelage.losses.config import LossConfig
 from tutelage.losses.objective import Objective
 from tutelage.student.config import StudentConfig
@@ -89,7 +90,7 @@ def test_it_is_a_student_without_pickles(tmp_path: Path, tokenizer: Tokenizer) -
 def test_only_the_newest_are_kept(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for step in (1, 2, 9, 10):
         save(tmp_path, step, tokenizer, keep_last=2)
-    assert [path.name for path in steps(tmp_path)] == ["step-10", "step-9"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-10", "step-9"]
 
 
 def test_what_was_just_saved_is_never_thrown_away(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -98,7 +99,7 @@ def test_what_was_just_saved_is_never_thrown_away(tmp_path: Path, tokenizer: Tok
         save(tmp_path, step, tokenizer)
     (tmp_path / "checkpoints" / "step-10" / "state.json").write_text("{}")
     save(tmp_path, 6, tokenizer, keep_last=1)
-    assert any(path.name == "step-6" for path in steps(tmp_path))
+    assert any(path.name == "step-6" for path in checkpoints(tmp_path))
 
 
 def test_a_damaged_one_is_passed_over_aloud(

@@ -108,7 +108,7 @@ def build(config: RunConfig, teacher: Teacher | None, processes: Processes | Non
     return Parts(
         processes=processes,
         teacher=teacher,
-        signal=Memory(teacher, int(config.teacher_memory * 2**30)) if remembers else teacher.signal,
+        signal=Memory(teacher, int(config.teacher_memory * 2**30)).signal if remembers else teacher.signal,
         corpus=corpus,
         loader=loader,
         distiller=distiller,

@@ -14,6 +14,7 @@ from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import load_student
+from tutelage.teacher.fingerprint import weights_fingerprint
 from tutelage.teacher.signal import FullSignal, TeacherSpec
 
 
@@ -44,9 +45,16 @@ class DecoderTeacher:
         return self.decoder
 
 
-def load(name: str, path: Path, *, device: str, prompt_style: str = "completion") -> DecoderTeacher:
-    """The student at `path` (see `load_student`) as a teacher, in bf16."""
-    student = load_student(path, dtype=torch.bfloat16, device=device)
+def load(
+    name: str,
+    path: Path,
+    *,
+    device: str,
+    dtype: torch.dtype = torch.bfloat16,
+    prompt_style: str = "completion",
+) -> DecoderTeacher:
+    """The student at `path` (see `load_student`) as a teacher that computes in `dtype`, bf16 or fp32."""
+    student = load_student(path, dtype=dtype, device=device)
     shape = student.model.config
     spec = TeacherSpec(
         name=name,
@@ -58,5 +66,6 @@ def load(name: str, path: Path, *, device: str, prompt_style: str = "completion"
         d_model=shape.d_model,
         n_layers=shape.n_layers,
         tokenizer_fingerprint=student.tokenizer.fingerprint,
+        weights=weights_fingerprint(student.model),
     )
     return DecoderTeacher(student.model, student.tokenizer, spec, prompt_style)

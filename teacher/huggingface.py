@@ -1,4 +1,4 @@
-"""Teachers from transformers: bf16 or 4-bit, from a directory or the hub.
+"""Teachers from transformers: bf16, fp32 or 4-bit, from a directory or the hub.
 
 Shapes: B rows, T tokens, E teacher width, V vocabulary.
 """
@@ -19,6 +19,7 @@ from tutelage.kernels.attention import documents
 from tutelage.kernels.reference import teacher_logits
 from tutelage.student.cache import CausalLM
 from tutelage.student.weights import from_huggingface
+from tutelage.teacher.fingerprint import weights_fingerprint
 from tutelage.teacher.rowwise import RowwiseLM
 from tutelage.teacher.signal import FullSignal, TeacherSpec
 
@@ -75,9 +76,15 @@ class HuggingFaceTeacher:
 
 
 def load(
-    name: str, source: str, *, device: str, quantisation: str | None = None, prompt_style: str = "completion"
+    name: str,
+    source: str,
+    *,
+    device: str,
+    dtype: torch.dtype = torch.bfloat16,
+    quantisation: str | None = None,
+    prompt_style: str = "completion",
 ) -> HuggingFaceTeacher:
-    """The causal LM at a local directory or hub id: bf16 on `device`; `quantisation` "nf4".
+    """The causal LM at a local directory or hub id, on `device`, computing in `dtype`; `quantisation` "nf4" or None.
 
     Raises UserError within seconds where the hub cannot be reached, naming the local choices.
     """
@@ -85,11 +92,11 @@ def load(
 
     if not Path(source).is_dir():
         check_reachable(source)
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
     if torch.device(device).type != "cpu":
         options["device_map"] = {"": device}  # this process's own, of however many there are
     if quantisation == "nf4":
-        options["quantization_config"] = _nf4()
+        options["quantization_config"] = _nf4(dtype)
     elif quantisation is not None:
         raise UserError(f"unknown quantisation '{quantisation}': choose nf4 or none")
     try:
@@ -110,6 +117,7 @@ def load(
         d_model=model.config.hidden_size,
         n_layers=model.config.num_hidden_layers,
         tokenizer_fingerprint=tokenizer.fingerprint,
+        weights=weights_fingerprint(model),
     )
     return HuggingFaceTeacher(model, tokenizer, spec, prompt_style)
 
@@ -129,7 +137,7 @@ def check_reachable(source: str) -> None:
         ) from error
 
 
-def _nf4() -> Any:
+def _nf4(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     try:
@@ -140,7 +148,7 @@ def _nf4() -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 

@@ -3,36 +3,79 @@
 Shapes: B rows, T tokens, E teacher width.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from tutelage.data.batch import Batch
-from tutelage.teacher.signal import Teacher, TeacherSignal
+from tutelage.data.tokenizer import Tokenizer
+from tutelage.student.cache import CausalLM
+from tutelage.student.decoder import Decoder
+from tutelage.teacher.signal import Teacher, TeacherSignal, TeacherSpec
+
+
+def bytes_needed(d_model: int, rows: int, seq_len: int, dtype: torch.dtype = torch.bfloat16) -> int:
+    """The memory that `rows` rows of `seq_len` tokens take: `d_model` numbers a token, in the teacher's dtype."""
+    return rows * seq_len * d_model * dtype.itemsize
 
 
 class Memory:
-    """`teacher.signal`, which runs the teacher only for batches with a row it has not met.
+    """A teacher that runs the one inside it only for batches with a row it has not met.
 
-    Up to `max_bytes` of hidden states stay where the teacher lies. A row's states do not depend on the rows beside
-    it, and a batch is always run whole, so that what is remembered and what is computed again have the same bits.
+    Up to `max_bytes` of hidden states stay where the teacher lies. It pays where they hold every row that is asked
+    for, held-out ones included (see `bytes_needed`): a batch with one unknown row is run whole. A row's states do not
+    depend on the rows beside it, so what is remembered and what is computed again have the same bits where batches
+    have the same size. Signals with taps are not remembered.
     """
 
     def __init__(self, teacher: Teacher, max_bytes: int) -> None:
         self.teacher = teacher
         self._left = max_bytes
         self._rows: dict[int, Tensor] = {}  # (T, E) by key
-        self._last: TeacherSignal | None = None  # all but the hidden states is the same for every batch
+        self._rest: TeacherSignal | None = None  # head, bias, scale and cap, which are the same for every batch
 
-    def __call__(self, batch: Batch) -> TeacherSignal:
+    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> TeacherSignal:
         """See `Teacher.signal`."""
+        if taps:
+            return self.teacher.signal(batch, taps)
         keys = batch.keys.tolist()
-        if self._last is not None and self._rows.keys() >= set(keys):
-            return replace(self._last, hidden=torch.stack([self._rows[key] for key in keys]))
-        self._last = signal = self.teacher.signal(batch)
+        if self._rest is not None and self._rows.keys() >= set(keys):
+            return replace(self._rest, hidden=torch.stack([self._rows[key] for key in keys]))
+        signal = self.teacher.signal(batch)
+        self._rest = replace(signal, hidden=signal.hidden.new_empty(0), taps=())
         for key, row in zip(keys, signal.hidden, strict=True):
             if key not in self._rows and self._left >= row.nbytes:
                 self._rows[key] = row.clone()  # a view would keep the whole batch
                 self._left -= row.nbytes
         return signal
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """See `Teacher.spec`."""
+        return self.teacher.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """See `Teacher.tokenizer`."""
+        return self.teacher.tokenizer
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """See `Teacher.provides`."""
+        return self.teacher.provides
+
+    @property
+    def prompt_style(self) -> str:
+        """See `Teacher.prompt_style`."""
+        return self.teacher.prompt_style
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """See `Teacher.decoder`."""
+        return self.teacher.decoder
+
+    def generator(self) -> CausalLM:
+        """See `Teacher.generator`."""
+        return self.teacher.generator()

@@ -9,6 +9,8 @@ from tutelage.errors import UserError, unknown
 from tutelage.runs import STUDENT, newest_whole
 
 if TYPE_CHECKING:
+    import torch
+
     from tutelage.teacher.signal import Teacher
 
 EMBEDDED = "smollm2-135m"
@@ -93,18 +95,30 @@ def entry(name: str) -> TeacherEntry:
     raise unknown("teacher", name, TEACHERS)
 
 
-def load_teacher(name: str, device: str = "cpu") -> "Teacher":
-    """The teacher, frozen and in evaluation mode. Raises UserError where it is unknown or out of reach."""
+def load_teacher(name: str, device: str = "cpu", dtype: "torch.dtype | None" = None) -> "Teacher":
+    """The teacher, frozen and in evaluation mode, on `device`, in `dtype` (bf16 or fp32; default: bf16).
+
+    Of a 4-bit teacher, `dtype` is what its packed weights are unpacked to. Raises UserError where it is unknown or
+    out of reach.
+    """
     known = entry(name)
+    import torch
+
     from tutelage.student.weights import is_student
 
+    dtype = dtype or torch.bfloat16
     if name == EMBEDDED or is_student(Path(known.source)):
         from tutelage.teacher import decoder_teacher, embedded
 
         path = embedded.directory() if name == EMBEDDED else Path(known.source)
-        return decoder_teacher.load(name, path, device=device, prompt_style=known.prompt_style)
+        return decoder_teacher.load(name, path, device=device, dtype=dtype, prompt_style=known.prompt_style)
     from tutelage.teacher import huggingface
 
     return huggingface.load(
-        name, known.source, device=device, quantisation=known.quantisation, prompt_style=known.prompt_style
+        name,
+        known.source,
+        device=device,
+        dtype=dtype,
+        quantisation=known.quantisation,
+        prompt_style=known.prompt_style,
     )

@@ -30,6 +30,8 @@ class TeacherSpec:
     d_model: int
     n_layers: int
     tokenizer_fingerprint: str
+    weights: str = ""
+    """Which weights, by content and not by name or path (`weights_fingerprint`); "" where a teacher does not say."""
 
 
 @dataclass(frozen=True)

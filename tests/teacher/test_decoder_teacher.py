@@ -34,6 +34,12 @@ def test_the_weights_are_those_on_disk_in_bf16_and_frozen(
     assert not signal.hidden.requires_grad
 
 
+def test_in_fp32_the_weights_are_those_on_disk(teacher_dir: Path, teacher_decoder: Decoder, batch: Batch) -> None:
+    teacher = load("mine", teacher_dir, device="cpu", dtype=torch.float32)
+    assert torch.equal(teacher.decoder.head, teacher_decoder.head)
+    assert teacher.signal(batch).hidden.dtype == torch.float32
+
+
 def test_the_spec_says_what_it_is(teacher_dir: Path, teacher_decoder: Decoder, tokenizer: Tokenizer) -> None:
     teacher = load("mine", teacher_dir, device="cpu", prompt_style="chat")
     spec = teacher.spec

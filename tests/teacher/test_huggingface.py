@@ -76,6 +76,20 @@ def test_the_spec_says_what_it_is(checkpoint: Path, tokenizer: Tokenizer) -> Non
     assert not any(p.requires_grad for p in teacher.model.parameters())  # type: ignore[attr-defined]
 
 
+def test_in_fp32_the_logits_are_exact(llama_dir: Path, batch: Batch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    teacher = load_teacher(str(llama_dir), dtype=torch.float32)
+    signal = teacher.signal(batch)
+    assert {signal.hidden.dtype, signal.head.dtype} == {torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.float32)
+    here = batch.segments[0] == 0
+    with torch.no_grad():
+        alone = model(input_ids=batch.tokens[0, here][None]).logits[0]
+    logits = teacher_logits(signal.hidden, signal.head)[0, here]
+    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
+
+
 def test_taps_are_the_residual_stream_after_each_layer(llama_dir: Path, batch: Batch) -> None:
     teacher = load_teacher(str(llama_dir))
     signal = teacher.signal(batch, taps=(0, 1))

@@ -1,5 +1,7 @@
 """A teacher that is asked once per row."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 
 from tutelage.data.batch import Batch
 from tutelage.teacher.decoder_teacher import DecoderTeacher, load
-from tutelage.teacher.memory import Memory
+from tutelage.teacher.memory import Memory, bytes_needed
+from tutelage.teacher.signal import Teacher
 
 
 @pytest.fixture
@@ -29,40 +32,75 @@ def test_rows_that_come_again_have_the_same_bits_and_cost_nothing(
     teacher: DecoderTeacher, batch: Batch, runs: list[int]
 ) -> None:
     memory = Memory(teacher, 2**20)
-    first = memory(batch)
+    first = memory.signal(batch)
     assert torch.equal(first.hidden, teacher.signal(batch).hidden)
     assert runs == [3, 3]
     order = torch.tensor([2, 0, 1])
-    again = memory(batch.take(order))
+    again = memory.signal(batch.take(order))
     assert torch.equal(again.hidden, first.hidden[order])
     assert again.head is first.head
     assert runs == [3, 3]
-    assert torch.equal(memory(batch.take(order[:2])).hidden, first.hidden[order[:2]])
+    assert torch.equal(memory.signal(batch.take(order[:2])).hidden, first.hidden[order[:2]])
 
 
 def test_a_batch_with_a_new_row_is_run_whole(teacher: DecoderTeacher, batch: Batch, runs: list[int]) -> None:
     memory = Memory(teacher, 2**20)
-    memory(batch.take(torch.tensor([0, 1])))
-    mixed = memory(batch.take(torch.tensor([1, 2])))
+    memory.signal(batch.take(torch.tensor([0, 1])))
+    mixed = memory.signal(batch.take(torch.tensor([1, 2])))
     assert runs == [2, 2]
-    assert torch.equal(memory(batch.take(torch.tensor([2, 1]))).hidden, mixed.hidden.flip(0))
+    assert torch.equal(memory.signal(batch.take(torch.tensor([2, 1]))).hidden, mixed.hidden.flip(0))
     assert runs == [2, 2]
 
 
 def test_memory_ends_where_its_bytes_end(teacher: DecoderTeacher, batch: Batch, runs: list[int]) -> None:
     row = teacher.signal(batch).hidden[0].nbytes
     memory = Memory(teacher, 2 * row)
-    expected = memory(batch).hidden
+    expected = memory.signal(batch).hidden
     runs.clear()
-    assert torch.equal(memory(batch.take(torch.tensor([1, 0]))).hidden, expected[[1, 0]])
+    assert torch.equal(memory.signal(batch.take(torch.tensor([1, 0]))).hidden, expected[[1, 0]])
     assert runs == []
-    assert torch.equal(memory(batch).hidden, expected)
+    assert torch.equal(memory.signal(batch).hidden, expected)
     assert runs == [3]
+
+
+def test_bytes_needed_are_those_that_are_taken(teacher: DecoderTeacher, batch: Batch, runs: list[int]) -> None:
+    needed = bytes_needed(teacher.spec.d_model, 3, 16)
+    assert needed == teacher.signal(batch).hidden.nbytes == bytes_needed(64, 3, 16, torch.float32) // 2
+    memory = Memory(teacher, needed)
+    memory.signal(batch)
+    runs.clear()
+    memory.signal(batch)
+    assert runs == []
+
+
+def test_taps_are_those_of_the_batch_and_never_remembered(teacher: DecoderTeacher, batch: Batch) -> None:
+    memory = Memory(teacher, 2**20)
+    memory.signal(batch, (0,))
+    memory.signal(batch)
+    assert memory.signal(batch).taps == ()
+    for rows in ([0, 1], [2, 0]):
+        part = batch.take(torch.tensor(rows))
+        [tap] = memory.signal(part, (1,)).taps
+        assert torch.equal(tap, teacher.signal(part, (1,)).taps[0])
+
+
+def test_nothing_of_a_signal_is_kept_but_its_rows(teacher: DecoderTeacher, batch: Batch) -> None:
+    memory = Memory(teacher, 0)  # which has no room for a row
+    states = weakref.ref(memory.signal(batch).hidden.untyped_storage())
+    gc.collect()
+    assert states() is None
+
+
+def test_it_is_the_teacher_in_everything_else(teacher: DecoderTeacher) -> None:
+    memory: Teacher = Memory(teacher, 2**20)
+    for name in ("spec", "tokenizer", "provides", "prompt_style", "decoder"):
+        assert getattr(memory, name) is getattr(teacher, name)
+    assert memory.generator() is teacher.generator()
 
 
 def test_what_a_caller_does_to_the_answer_is_not_remembered(teacher: DecoderTeacher, batch: Batch) -> None:
     memory = Memory(teacher, 2**20)
-    expected = memory(batch).hidden.clone()
+    expected = memory.signal(batch).hidden.clone()
     for _ in range(2):
-        memory(batch).hidden.zero_()
-    assert torch.equal(memory(batch).hidden, expected)
+        memory.signal(batch).hidden.zero_()
+    assert torch.equal(memory.signal(batch).hidden, expected)

@@ -8,11 +8,11 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.evaluation.config import TEACHER
-from tutelage.training.fidelity import Scorer, decoder_scorer
 from tutelage.student.cache import CausalLM
 from tutelage.student.weights import find_student, load_student
 from tutelage.teacher import embedded
 from tutelage.teacher.registry import EMBEDDED, entry, load_teacher
+from tutelage.training.fidelity import Scorer, decoder_scorer
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 from tutelage.data.batch import IGNORE, Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.training.fidelity import Scorer, kl_per_target, scored_chunks
 from tutelage.evaluation.token_classes import CLASSES, bytes_of, token_classes
+from tutelage.training.fidelity import Scorer, kl_per_target, scored_chunks
 
 BINS = 10  # of confidence
 FIRST_BUCKET = 8  # positions; the next bucket has as many, and each one after it twice as many

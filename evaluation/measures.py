@@ -14,7 +14,6 @@ from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.evaluation.candidate import Candidate, load_candidate
 from tutelage.evaluation.closeness import closeness
 from tutelage.evaluation.config import TEACHER, EvaluateConfig
-from tutelage.training.fidelity import perplexity_loss
 from tutelage.evaluation.latency import latency
 from tutelage.evaluation.passing import pass_at_k
 from tutelage.evaluation.problem_sets import PROBLEM_SETS, load_problems
@@ -23,6 +22,7 @@ from tutelage.evaluation.report import Measured
 from tutelage.files import cache_directory
 from tutelage.teacher.registry import entry
 from tutelage.training.config import RunConfig
+from tutelage.training.fidelity import perplexity_loss
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from tutelage import cli
 from tutelage.errors import UserError
 from tutelage.evaluation.config import TEACHER, EvaluateConfig, parse_ks
+from tutelage.runs import newest_run
 from tutelage.teacher.registry import entry
 from tutelage.training.config import RunConfig
-from tutelage.training.run_directory import environment, newest_run
+from tutelage.training.run_directory import environment
+from tutelage.training.versions import upgrade
 
 if TYPE_CHECKING:  # torch comes after the flags are checked
     from tutelage.evaluation.measures import Bench
@@ -88,7 +90,9 @@ def recorded_config(run: Path | None) -> RunConfig:
     """The configuration a run was trained with; the defaults where there is no run."""
     if run is None:
         return RunConfig()
-    return cli.parse(RunConfig, ["--config", str(run / "config.yaml")], prog="config.yaml", description="")
+    return cli.parse(
+        RunConfig, ["--config", str(run / "config.yaml")], prog="config.yaml", description="", upgrade=upgrade
+    )
 
 
 def settings(config: EvaluateConfig, bench: "Bench", wanted: Sequence[str]) -> dict[str, Any]:

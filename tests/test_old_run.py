@@ -1,4 +1,4 @@
-"""A run as it was recorded on 2026-11-26 goes on to the same bits and is evaluated, wherever its parts have moved since.
+"""A run as it was recorded on 2026-11-26 goes on to the same bits and is evaluated, wherever its parts are now.
 
 `tests/old_run/` holds it whole: six steps with checkpoints of the third and the last, made with `PINNED` and these
 variables, so that its arithmetic is that of every x86-64; its teacher, and its text. It is never made again.
@@ -103,5 +103,3 @@ def test_a_checkpoint_of_a_newer_version_is_refused_by_name(old: Old) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "momentum": 1}))
     with pytest.raises(UserError, match="records momentum, which this version does not know"):
         read_state(path.parent)
-
-

@@ -47,6 +47,11 @@ class TrainingState:
     unscored: bool = False  # the evaluation of this step was given up
     version: int = VERSION
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Of training proper, since the run began."""
+        return self.tokens / max(self.seconds, 1e-9)
+
 
 def room(parts: Parts, config: RunConfig, state: TrainingState, run: Path) -> int:
     """Bytes that the run's checkpoints will take beyond those there are: the kept ones, and one that is written."""
@@ -117,21 +122,22 @@ class Saver:
 
 
 def read_state(path: Path) -> TrainingState:
-    """The state in a checkpoint directory, of this version or an older one. Raises UserError for a field nobody knows."""
+    """The state in a checkpoint, of this version or an older one. Raises UserError for a field it does not know."""
     tree = json.loads((path / STATE).read_text())
     if unknown := sorted(tree.keys() - {field.name for field in fields(TrainingState)}):
         raise UserError(f"{path} records {', '.join(unknown)}, which this version does not know: install a newer one")
-    return TrainingState(**tree)
+    return TrainingState(**{"version": 1, **tree})
 
 
-def load_checkpoint(parts: Parts, name: str) -> TrainingState:
+def load_checkpoint(parts: Parts, name: str | Path) -> TrainingState:
     """Restores the checkpoint that a run's name means (see `runs.checkpoint`) into the parts.
 
     Raises UserError where there is none, or, with the difference, where the run was made of something else.
     """
-    path = find_checkpoint(parts.processes, name)
+    path = find_checkpoint(parts.processes, str(name))
     state = read_state(path)
     compare(state.origin, parts.origin, Path(name))
+    state.version = VERSION
     for module, file in ((parts.student, f"{STUDENT}/model"), (parts.distiller.objective, "learned")):
         saved = load_file(path / f"{file}.safetensors")
         module.load_state_dict({name: like(saved[name], tensor) for name, tensor in module.state_dict().items()})

@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from tutelage.training.step import perplexity
+
 NOT_LOSSES = ("train/grad_norm", "train/perplexity", "train/lr")
 
 
@@ -59,7 +61,9 @@ class Display:
     def begin(self, step: int, seconds: float) -> None:
         """After the first step, whose time tells how long the rest will take."""
         self.bar.update(self.task, completed=step)
-        self.say(f"step {step}/{self.steps} took {seconds:,.1f} s: about {_duration((self.steps - step) * seconds)} left")
+        self.say(
+            f"step {step}/{self.steps} took {seconds:,.1f} s: about {_duration((self.steps - step) * seconds)} left"
+        )
 
     def say(self, text: str) -> None:
         """A line of its own."""

@@ -21,7 +21,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
-        self.precision = precision or Precision()
+        self.precision = precision or Precision("fp32", "fp32", "fp32")
         self.split: Split | None = None  # who wants to know where the time goes
 
     def forward(

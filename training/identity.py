@@ -119,5 +119,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _formula(name: str, version: int) -> Callable[[Tokenizer, Corpus], str]:
     if version not in FORMULAS[name]:
-        raise UserError(f"{name} was recorded by formula {version}, which this version does not know: install a newer one")
+        raise UserError(
+            f"{name} was recorded by formula {version}, which this version does not know: install a newer one"
+        )
     return FORMULAS[name][version]

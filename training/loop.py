@@ -13,7 +13,6 @@ from tutelage import cli
 from tutelage.data.batch import Batch
 from tutelage.data.loader import heldout_batches
 from tutelage.errors import UserError
-from tutelage.runs import named
 from tutelage.teacher.registry import entry
 from tutelage.teacher.signal import Teacher
 from tutelage.training.checkpoint import Saver, TrainingState, find_checkpoint, load_checkpoint, read_state, room
@@ -149,7 +148,8 @@ def loop(session: Session) -> dict[str, float]:
     metrics: dict[str, float] = {}
     begun, leave = state.step, False
     if state.unscored:  # an evaluation that was interrupted is made up for
-        metrics, leave = evaluated(session)
+        scores, leave = evaluated(session)
+        metrics = {**scores, "perf/mean_tokens_per_s": state.tokens_per_s}
         session.tracker.log(state.step, metrics)
         session.saver.save()
     while state.step < last and not leave:
@@ -163,7 +163,7 @@ def loop(session: Session) -> dict[str, float]:
             scores, leave = evaluated(session)
             row |= scores
         if scored or state.step == last or state.step % config.log_every == 0:
-            metrics = row | session.meter.read() | {"perf/mean_tokens_per_s": mean_rate(state)}
+            metrics = row | session.meter.read() | {"perf/mean_tokens_per_s": state.tokens_per_s}
             session.tracker.log(state.step, metrics)
             session.display.show(state.step, metrics)
         elif state.step == begun + 1:
@@ -244,7 +244,7 @@ def headline(session: Session) -> Iterator[str]:
     epochs = parts.steps * config.batch_size / parts.loader.rows_per_epoch
     yield f"text: {text:,} tokens, of which {parts.loader.rows_per_epoch:,} rows are read; {epochs:,.2g} epochs"
     if epochs > EPOCHS_WORTH_IT:
-        yield f"warning: beyond {EPOCHS_WORTH_IT} epochs repeated text teaches less and less: add --data, or lower --steps"
+        yield f"warning: beyond {EPOCHS_WORTH_IT} epochs text teaches less and less: add --data, or lower --steps"
     yield from changes(session.path, config)
 
 

@@ -59,7 +59,7 @@ def teacher_flops(spec: TeacherSpec, seq_len: int) -> tuple[float, float]:
 
 
 class Split:
-    """Where the time between `start` and the last `mark` goes. On a GPU by events on its stream, which wait for nobody."""
+    """Where the time between `start` and the last `mark` goes; on a GPU by events on its stream, without a wait."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

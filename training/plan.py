@@ -189,4 +189,3 @@ def _memory_line(
     }
     total = math.fsum(parts.values())
     return f"about {total / GIB:,.1f} GiB: " + ", ".join(f"{k} {v / GIB:,.2f}" for k, v in parts.items() if v)
-

@@ -14,7 +14,7 @@ SKIPPED, STEPS = 2, 3
 
 
 class Profile:
-    """A context that records steps 3 to 5 of this invocation, or nothing where it is off: `directory/rank-R.json.gz`."""
+    """A context that records steps 3 to 5 of this invocation as `directory/rank-R.json.gz`; nothing where it is off."""
 
     def __init__(self, directory: Path, processes: Processes, on: bool) -> None:
         self.file, self.on = directory / f"rank-{processes.rank}.json.gz", on

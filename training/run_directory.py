@@ -52,7 +52,7 @@ def changes(path: Path, config: RunConfig) -> list[str]:
 
 
 def _filled(recorded: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """A recorded tree with today's value where it has no such field: it is new, and has its default or was asked for."""
+    """A recorded tree with today's value where it has no such field: that one is new, and has its default."""
     return {
         key: _filled(recorded[key], value) if isinstance(value, dict) and isinstance(recorded.get(key), dict)
         else recorded.get(key, value)

@@ -1,4 +1,4 @@
-"""`--minutes`: how many steps fit, from a few that are timed. The number is then written down, so that the run repeats."""
+"""`--minutes`: how many steps fit, from a few that are timed; the number is written down, so that the run repeats."""
 
 import time
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,16 +94,16 @@ def out_of_memory(config: RunConfig) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if "can't allocate memory" not in str(error) and "out of memory" not in str(error).lower():
-                raise
+        refused = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not refused and not re.search("can't allocate memory|out of memory", str(error), re.IGNORECASE):
+            raise
         said = " ".join(str(error).split())[:120]
         ways = [f"--accumulate {2 * config.accumulate}"]
         ways += [] if config.gradient_checkpointing else ["--gradient_checkpointing"]
         ways += [] if config.precision == "bf16" else ["--precision bf16"]
         raise UserError(
             f"out of memory with {config.batch_size} rows of {config.packing.seq_len} tokens in {config.accumulate}"
-            f" micro-batches ({said}): try {', '.join(ways)}, or a smaller --student.preset; --dry_run says what takes how much"
+            f" micro-batches ({said}): try {', '.join(ways)}, or a smaller --student.preset (see --dry_run)"
         ) from error
 
 
@@ -135,5 +136,3 @@ def _unchanged(parts: Parts) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
-
-

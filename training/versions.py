@@ -22,7 +22,9 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
     tree = dict(tree)
     version = tree.pop("version", 1)
     if not isinstance(version, int) or version > VERSION:
-        raise UserError(f"configuration of version {version}: this is Tutelage's version {VERSION}, install a newer one")
+        raise UserError(
+            f"configuration of version {version}: this is Tutelage's version {VERSION}, install a newer one"
+        )
     for old, new in RENAMED.items():
         holder, leaf = _parent(tree, old)
         if leaf in holder:
@@ -37,7 +39,7 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parent(tree: dict[str, Any], name: str, make: bool = False) -> tuple[dict[str, Any], str]:
-    """The mapping that a dotted name stands in, and its last part; one that is not there is made, or empty and apart."""
+    """The mapping that a dotted name stands in, and its last part; a mapping that is not there is made, or is empty."""
     *parents, leaf = name.split(".")
     for part in parents:
         inner = tree.get(part, {} if make else None)

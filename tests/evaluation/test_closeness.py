@@ -12,9 +12,9 @@ from tutelage.data.batch import IGNORE
 from tutelage.data.packing import pack
 from tutelage.errors import UserError
 from tutelage.evaluation.closeness import MIN_TARGETS, closeness
-from tutelage.training.fidelity import CHUNK, fidelity
 from tutelage.evaluation.token_classes import CLASSES, token_classes
 from tutelage.teacher.signal import FullSignal
+from tutelage.training.fidelity import CHUNK, fidelity
 
 WORDS = "def f(x):\n    return x + 1  # one\nname = 'text'\n"
 CODE = [f"{WORDS * n}\nif {n} in rows:\n    pass" for n in (1, 3, 2, 5, 1, 7, 4)]

@@ -11,10 +11,10 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.runs import checkpoints
-from tutelage.store import fault
 from tutelage.losses.config import LossConfig
 from tutelage.losses.objective import Objective
+from tutelage.runs import checkpoints
+from tutelage.store import fault
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import load_student
@@ -131,7 +131,6 @@ def test_none_that_is_whole_is_a_user_error(tmp_path: Path, tokenizer: Tokenizer
         ("student", {"n_layers": 2}, r"student\.n_layers was 1, is 2"),
         ("tokenizer", "xyz", "tokenizer was abc, is xyz"),
         ("pair", (1, 3), r"pair was \[1, 2\], is \[1, 3\]"),
-        ("extra", True, "extra was None, is True"),
     ],
 )
 def test_another_run_is_refused_with_both_values(

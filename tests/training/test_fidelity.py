@@ -8,10 +8,10 @@ import torch
 from tutelage.data.batch import IGNORE, Batch
 from tutelage.data.corpus import Corpus, unigram_counts
 from tutelage.data.packing import pack
-from tutelage.training.fidelity import decoder_scorer, fidelity, perplexity_loss, unigram_loss
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.teacher.signal import FullSignal
+from tutelage.training.fidelity import decoder_scorer, fidelity, perplexity_loss, unigram_loss
 
 V = 11
 

@@ -31,7 +31,7 @@ def origin(config: RunConfig, recorded: Any = None) -> dict[str, Any]:
 def test_what_only_says_how_a_run_is_carried_out_is_no_part_of_it(make_config: Make) -> None:
     marked = {field.name for field in fields(RunConfig) if not field.metadata.get("identity", True)}
     assert marked >= {*SAME, "optim", "device", "precision", "minutes", "compile", "profile"}
-    assert set(decisive({name: 0 for name in (*SAME, "seed", "loss")})) == {"seed", "loss"}
+    assert set(decisive(dict.fromkeys((*SAME, "seed", "loss"), 0))) == {"seed", "loss"}
     compare(origin(make_config()), origin(make_config(**SAME)), RUN)
 
 
@@ -65,7 +65,11 @@ def test_a_field_that_an_older_version_did_not_have_has_its_default(make_config:
     then["teacher"] = {key: value for key, value in then["teacher"].items() if key != "weights"}
     compare(then, now, RUN)
     with pytest.raises(UserError, match=r"loss\.temperature was 1\.0, is 2\.0; student\.dropout was 0\.0, is 0\.5"):
-        compare(then, {**now, "loss": {**now["loss"], "temperature": 2.0}, "student": {**now["student"], "dropout": 0.5}}, RUN)
+        compare(
+            then,
+            {**now, "loss": {**now["loss"], "temperature": 2.0}, "student": {**now["student"], "dropout": 0.5}},
+            RUN,
+        )
 
 
 def test_a_field_that_this_version_does_not_have_is_refused_by_name(

@@ -8,7 +8,18 @@ import torch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.student.decoder import Decoder
-from tutelage.training.samples import NEW_TOKENS, PROMPTS, complete, pair, read_prompts
+from tutelage.training.samples import (
+    NEW_TOKENS,
+    PROMPTS,
+    WIDTH,
+    Sample,
+    clean,
+    complete,
+    indent,
+    pair,
+    read_prompts,
+    side_by_side,
+)
 
 
 def test_completions_are_greedy_and_alone(teacher_decoder: Decoder, tokenizer: Tokenizer) -> None:
@@ -46,3 +57,30 @@ def test_a_file_without_prompts_is_a_user_error(tmp_path: Path, content: bytes |
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"--prompts .*p\.txt"):
         read_prompts(str(path))
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "a\nb", "\ta", "<b>\x1b[31mred\r\u2028<img>\x85# x\x0c![](http://x)"])
+def test_every_line_is_indented_by_four(text: str) -> None:
+    assert all(line.startswith("    ") for line in indent(text).splitlines())
+
+
+def test_the_two_columns_show_all_lines_of_the_longer_side() -> None:
+    shown = side_by_side(Sample("p", "one\ntwo", "uno\ndos\ntres"))
+    assert [line.split("|")[1].strip() for line in shown.splitlines() if "|" in line][2:] == ["uno", "dos", "tres"]
+    assert "one" in shown
+    assert "two" in shown
+
+
+def test_a_long_line_of_the_teacher_is_not_cut() -> None:
+    long = "x" * 70 + "END"
+    assert "END" in side_by_side(Sample("p", long, "s")).replace("\n", "")
+
+
+def test_clean_keeps_the_text() -> None:
+    assert clean("a b\n\n  ünï → ✓\n") == "a b\n\n  ünï → ✓\n"
+    assert clean("a \x07b\x1b[1;31mc") == "a bc"
+
+
+def test_both_columns_have_the_width_that_a_laptop_shows() -> None:
+    shown = side_by_side(Sample("p", "x" * 100, "y" * 100))
+    assert max(map(len, shown.splitlines())) == 4 + 2 * WIDTH + 3

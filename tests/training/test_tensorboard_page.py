@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import pictures
-from tutelage.training.tracking import Sample, Tracker
+from tutelage.training.samples import Sample
+from tutelage.training.tracking import Tracker
 
 HOSTILE = (
     "<script>document.title = 'owned'</script>\n![image](http://outside.invalid/a.png)\n"

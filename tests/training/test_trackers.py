@@ -13,8 +13,9 @@ import pytest
 from accelerate import PartialState
 
 from tutelage.errors import UserError
+from tutelage.training.samples import Sample
 from tutelage.training.trackers import chosen
-from tutelage.training.tracking import Sample, Tracker
+from tutelage.training.tracking import Tracker
 
 SETTINGS = {"seed": 0, "teacher": "tiny", "optim.lr": 0.01, "resume": None, "env.torch": "2"}
 SAMPLE = Sample("def f():\n", "<script>teacher</script>", "student said")

@@ -10,8 +10,9 @@ import pytest
 import torch.utils.tensorboard  # noqa: F401  # its first import takes longer than a test's patience
 
 from tutelage.training import tracking
+from tutelage.training.samples import Sample
 from tutelage.training.trackers import TRACKERS
-from tutelage.training.tracking import Sample, Tracker, clean, indent, side_by_side
+from tutelage.training.tracking import Tracker
 
 HOSTILE = (
     "<script>alert(1)</script>\n![](http://x/y.png)\n\x1b[31mred\x1b[0m \x1b]0;title\x07\r\x08"
@@ -89,28 +90,6 @@ def test_a_torn_last_row_does_not_stop_a_resumed_run(tmp_path: Path) -> None:
     with Tracker(tmp_path, [], 2) as tracker:
         tracker.log(3, {"x": 3.0})
     assert [row["step"] for row in rows(tmp_path)] == [1, 3]
-
-
-@pytest.mark.parametrize("text", ["", "\n\n", "a\nb", "\ta", HOSTILE])
-def test_every_line_is_indented_by_four(text: str) -> None:
-    assert all(line.startswith("    ") for line in indent(text).splitlines())
-
-
-def test_the_two_columns_show_all_lines_of_the_longer_side() -> None:
-    shown = side_by_side(Sample("p", "one\ntwo", "uno\ndos\ntres"))
-    assert [line.split("|")[1].strip() for line in shown.splitlines() if "|" in line][2:] == ["uno", "dos", "tres"]
-    assert "one" in shown
-    assert "two" in shown
-
-
-def test_a_long_line_of_the_teacher_is_not_cut() -> None:
-    long = "x" * 70 + "END"
-    assert "END" in side_by_side(Sample("p", long, "s")).replace("\n", "")
-
-
-def test_clean_keeps_the_text() -> None:
-    assert clean("a b\n\n  ünï → ✓\n") == "a b\n\n  ünï → ✓\n"
-    assert clean("a \x07b\x1b[1;31mc") == "a bc"
 
 
 class Fake:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tutelage import files, train
+from tutelage import store, train
 from tutelage.training import checkpoint
 
 AT = "step-4"
@@ -57,12 +57,12 @@ def at_step_3(parts: Any, config: Any, state: Any) -> bool:
 MISFORTUNES: dict[str, list[tuple[Any, str, Callable[[], None], Callable[..., bool]]]] = {
     "kill-first-file": [(checkpoint, "save_student", kill, of_step)],
     "kill-last-file": [(Path, "write_text", kill, of_file("state.json"))],
-    "kill-hashing": [(files, "sha256", kill, of_file("rng.safetensors"))],
-    "kill-flushing": [(files, "_flush", kill, of_step)],
+    "kill-hashing": [(store, "sha256", kill, of_file("rng.safetensors"))],
+    "kill-flushing": [(store, "_flush", kill, of_step)],
     "kill-before-rename": [(Path, "rename", kill, of_step)],
-    "kill-after-rename": [(files, "_flush", kill, published)],
+    "kill-after-rename": [(store, "_flush", kill, published)],
     "kill-removing": [(shutil, "rmtree", kill, lambda path, *_: path.name == "step-2")],
-    "sigterm-save": [(train, "train_step", terminate, at_step_3), (files, "sha256", terminate, of_step)],
+    "sigterm-save": [(train, "train_step", terminate, at_step_3), (store, "sha256", terminate, of_step)],
 }
 
 if __name__ == "__main__":

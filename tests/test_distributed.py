@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from tutelage import distill, load_student
-from tutelage.files import fault, steps
+from tutelage.files import steps
+from tutelage.store import fault
 from tutelage.training.config import RunConfig
 
 pytestmark = pytest.mark.slow

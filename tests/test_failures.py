@@ -18,7 +18,8 @@ import pytest
 from tests.failing_run import MISFORTUNES
 from tutelage import distill, train
 from tutelage.errors import UserError
-from tutelage.files import fault, newest_whole, steps
+from tutelage.files import newest_whole, steps
+from tutelage.store import fault
 from tutelage.training.config import RunConfig
 from tutelage.training.tracking import Tracker
 

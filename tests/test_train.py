@@ -21,7 +21,8 @@ from tutelage.data.batch import Batch
 from tutelage.data.config import PackingConfig
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.files import fault, steps
+from tutelage.files import steps
+from tutelage.store import fault
 from tutelage.student.config import StudentOptions
 from tutelage.student.decoder import Decoder
 from tutelage.teacher.signal import FullSignal, TeacherSpec

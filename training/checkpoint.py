@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tutelage.errors import UserError
-from tutelage.files import newest_whole, publish, steps
+from tutelage.files import newest_whole, steps
+from tutelage.store import publish
 from tutelage.student.weights import save_student
 from tutelage.training.config import RunConfig
 from tutelage.training.parts import Parts

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tutelage.data.tokenizer import train
 from tutelage.errors import UserError
-from tutelage.files import publish
+from tutelage.store import publish
 from tutelage.student.config import StudentOptions, resolve
 from tutelage.student.decoder import Decoder
 from tutelage.student.generate import generate

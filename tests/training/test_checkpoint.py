@@ -11,9 +11,10 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.files import fault, steps
+from tutelage.files import steps
 from tutelage.losses.config import LossConfig
 from tutelage.losses.objective import Objective
+from tutelage.store import fault
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import load_student

@@ -1,11 +1,9 @@
-"""Named arrays kept on disk under a key: written aside and renamed, memory-mapped when read, and checked."""
+"""Named arrays kept on disk under a key, memory-mapped when they are read."""
 
-import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage.store import fault, publish, recorded
+
 logger = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
-MANIFEST = "manifest.json"
 
 
 def digest(array: NDArray[Any]) -> str:
@@ -29,41 +28,39 @@ def digest(array: NDArray[Any]) -> str:
 def cached(directory: Path | None, key: str, build: Callable[[], Arrays]) -> Arrays:
     """The arrays stored under `directory/key`, or what `build` makes, which is then stored there.
 
-    A damaged entry is logged and built again. Without a directory nothing is stored.
+    A damaged entry is logged and built again. Nothing is stored without a directory, or, with a warning, where it
+    cannot be written.
     """
     if directory is None:
         return build()
     entry = directory / key
-    if entry.is_dir():
-        try:
+    try:
+        if os.path.isdir(entry):  # Path.is_dir raises where the way there is closed
             return _load(entry)
-        except (OSError, ValueError, KeyError) as error:
-            logger.warning("cache entry %s is damaged (%s): building it again", entry, error)
-            shutil.rmtree(entry, ignore_errors=True)
+    except (OSError, ValueError) as error:
+        logger.warning("cache entry %s is damaged (%s): building it again", entry, error)
     arrays = build()
-    _store(entry, arrays)
+    try:
+        with publish(entry) as aside:
+            for name, array in arrays.items():
+                np.save(aside / f"{name}.npy", array, allow_pickle=False)
+    except OSError as error:  # the arrays are at hand
+        _say_uncached(directory, error.strerror or str(error))
     return arrays
+
+
+@cache
+def _say_uncached(directory: Path, reason: str) -> None:
+    logger.warning("tokenised text is not kept: %s cannot be written (%s); see TUTELAGE_CACHE", directory, reason)
 
 
 def _load(entry: Path) -> Arrays:
-    manifest: dict[str, str] = json.loads((entry / MANIFEST).read_text())
-    arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in manifest}
-    for name, expected in manifest.items():
-        if digest(arrays[name]) != expected:
-            raise ValueError(f"{name}.npy does not match its hash")
+    hashes = recorded(entry)
+    by_file = all(name.endswith(".npy") for name in hashes)  # and before manifests had versions, by array
+    if by_file and (reason := fault(entry)):
+        raise ValueError(reason)
+    names = {name.removesuffix(".npy"): expected for name, expected in hashes.items()}
+    arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    if not by_file and (wrong := [name for name, array in arrays.items() if digest(array) != names[name]]):
+        raise ValueError(f"{wrong[0]}.npy does not match its hash")
     return arrays
-
-
-def _store(entry: Path, arrays: Arrays) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
-    try:
-        for name, array in arrays.items():
-            np.save(aside / f"{name}.npy", array, allow_pickle=False)
-        (aside / MANIFEST).write_text(json.dumps({name: digest(array) for name, array in arrays.items()}))
-        os.rename(aside, entry)
-    except OSError as error:
-        # Another process may have stored the same entry first, or the disk is full: the arrays are at hand.
-        logger.warning("%s was not cached: %s", entry, error)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

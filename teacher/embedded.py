@@ -11,7 +11,8 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.files import cache_directory, fault, publish, sha256
+from tutelage.files import cache_directory
+from tutelage.store import fault, publish, sha256
 from tutelage.student.weights import from_huggingface, save_student
 
 log = logging.getLogger(__name__)

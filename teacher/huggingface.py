@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
+from tutelage.hub import check_reachable
 from tutelage.kernels.attention import documents
 from tutelage.kernels.reference import teacher_logits
 from tutelage.student.cache import CausalLM
@@ -24,7 +25,6 @@ from tutelage.teacher.rowwise import RowwiseLM
 from tutelage.teacher.signal import FullSignal, TeacherSpec
 
 log = logging.getLogger(__name__)
-PROBE_SECONDS = 5
 
 
 class HuggingFaceTeacher:
@@ -120,21 +120,6 @@ def load(
         weights=weights_fingerprint(model),
     )
     return HuggingFaceTeacher(model, tokenizer, spec, prompt_style)
-
-
-def check_reachable(source: str) -> None:
-    """Returns where the hub id is cached or the hub answers for it; raises UserError within seconds otherwise."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(source, "config.json"), str):
-        return
-    try:
-        HfApi().model_info(source, timeout=PROBE_SECONDS)
-    except Exception as error:  # the hub client raises a dozen kinds, all meaning "not from here, not now"
-        raise UserError(
-            f"cannot fetch {source}: not in the local cache, and the hub did not answer ({type(error).__name__});"
-            " choose --teacher smollm2-135m (embedded) or a local directory"
-        ) from error
 
 
 def _nf4(dtype: torch.dtype) -> Any:

@@ -32,6 +32,8 @@ class Memory:
 
     def __init__(self, teacher: Teacher, max_bytes: int) -> None:
         self.teacher = teacher
+        self.asked = 0
+        """Rows for which the teacher ran."""
         self._left = max_bytes
         self._rows: dict[int, Tensor] = {}  # (T, E) by key
         self._rest: TeacherSignal | None = None  # head, bias, scale and cap, which are the same for every batch
@@ -44,6 +46,7 @@ class Memory:
         if self._rest is not None and self._rows.keys() >= set(keys):
             return replace(self._rest, hidden=torch.stack([self._rows[key] for key in keys]))
         signal = self.teacher.signal(batch)
+        self.asked += len(keys)
         self._rest = replace(signal, hidden=signal.hidden.new_empty(0), taps=())
         for key, row in zip(keys, signal.hidden, strict=True):
             if key not in self._rows and self._left >= row.nbytes:

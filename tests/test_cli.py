@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from jsonargparse.typing import PositiveInt
 
 from tutelage import cli
 from tutelage.errors import UserError
-from tutelage.training.config import RunConfig
+from tutelage.training.config import OptimConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,89 @@ def test_errors_in_yaml_are_user_errors(content: str, part: str, tmp_path: Path)
     assert part in message("--config", str(tmp_path / "good.yaml"), "--config", str(path))
 
 
+def test_a_text_that_yaml_takes_for_a_number_is_told_from_one(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: 2024\n")
+    assert message("--config", str(tmp_path / "a.yaml")).endswith(
+        "a.yaml line 1: --data 2024: must be a str (in YAML, text stands in quotes)"
+    )
+    (tmp_path / "a.yaml").write_text("data: 2024-01-01\noptim: {lr: 1e-3}\n")
+    config = parse_run("--config", str(tmp_path / "a.yaml"))
+    assert (config.data, config.optim.lr) == ("2024-01-01", 1e-3)
+
+
+def test_an_old_file_is_upgraded_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("version: 1\nnumber: 7\ninner:\n  rate: 1e-3\nloud: false\n")
+
+    def upgrade(tree: dict[str, Any]) -> dict[str, Any]:
+        assert tree.pop("version") == 1
+        return {"count" if key == "number" else key: value for key, value in tree.items()}
+
+    def read(*more: str) -> Outer:
+        argv = ["--config", str(path), *more]
+        return cli.parse(Outer, argv, prog="prog", description="", upgrade=upgrade)
+
+    assert read() == Outer(7, loud=False, inner=Inner(1e-3))
+    assert read("--loud") == Outer(7, inner=Inner(1e-3))
+    path.write_text("version: 1\n\nloud: 3\n")
+    with pytest.raises(UserError, match=r"old.yaml line 3: --loud 3: must be true or false"):
+        read()
+    with pytest.raises(UserError, match=r"line 1: unknown flag '--version'"):
+        parse("--config", str(path))
+
+
+def test_a_full_configuration_is_read_from_yaml_in_one_piece(tmp_path: Path) -> None:
+    tree = dataclasses.asdict(RunConfig(data=",".join(f"/some/long/path/to/{n}.jsonl" for n in range(500))))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
+    assert dataclasses.asdict(parse_run("--config", str(tmp_path / "c.yaml"))) == tree
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"precision": "fp61"}, ["--precision", "fp61"]),
+        ({"batch_size": 0}, ["--batch_size 0: must be >0"]),
+        ({"steps": 2.5}, ["--steps", "2.5"]),
+        ({"steps": "many"}, ["--steps", "many"]),
+        ({"optim": OptimConfig(lr=-1.0)}, ["--optim.lr -1.0: must be >0"]),
+        ({"optim": OptimConfig(lr=float("nan"))}, ["--optim.lr", "nan"]),
+        ({"optim": None}, ["optim None"]),
+        ({"data": 3}, ["--data 3", "str"]),
+        ({"seed": object()}, ["--seed"]),
+    ],
+)
+def test_what_python_gives_is_checked_as_flags_are(fields: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        cli.validate(RunConfig(**fields))
+    text = str(caught.value)
+    assert "\n" not in text
+    assert all(part in text for part in parts), text
+
+
+def test_a_valid_configuration_comes_back_equal(tmp_path: Path) -> None:
+    config = RunConfig(steps=3, data="2024", optim=OptimConfig(lr=1, warmup_steps=0))
+    assert cli.validate(config) == config
+    assert cli.validate(RunConfig(output_dir=tmp_path)).output_dir == str(tmp_path)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """Draws."""
+
+    seed: cli.Seed = 0
+    """A seed."""
+
+
+def test_a_seed_is_what_torch_and_numpy_both_take() -> None:
+    for good in (0, 2**63 - 1):
+        assert cli.parse(Seeded, ["--seed", str(good)], prog="", description="").seed == good
+    for bad in (-1, 2**63, 2**64):
+        with pytest.raises(UserError, match=rf"^--seed {bad}: must be >=0 and <{2**63}$"):
+            cli.parse(Seeded, ["--seed", str(bad)], prog="", description="")
+        with pytest.raises(UserError, match=f"--seed {bad}"):
+            cli.validate(Seeded(bad))
+
+
 def test_what_the_command_line_got_wrong_is_not_blamed_on_the_yaml(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text("steps: 3\n")
     assert "good.yaml" not in message("--config", str(tmp_path / "good.yaml"), "--steps", "-1")
@@ -167,18 +251,56 @@ def test_env_is_read_and_the_environment_goes_before_it(in_tmp: Path) -> None:
     assert os.environ["TUTELAGE_HAS"] == "before"
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfeKEY=hidden", b"KEY=1\nhidden", None])
-def test_an_env_file_that_cannot_be_read_is_one_line_without_its_content(
-    in_tmp: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfKEY=1\r\n", b"export KEY=1\n", b"# KEY\n\nKEY = '1' # one\n"])
+def test_spellings_of_env_files_are_read_without_a_word(
+    in_tmp: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (in_tmp / ".env").write_bytes(content)
+    assert cli.run(lambda: None) == 0
+    assert os.environ["KEY"] == "1"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        ("KEY=1\nhidden".encode("utf-16"), True),
+        ("KEY=1\nhidden=2".encode("utf-16-le"), False),
+        (b"\xff\xfeKEY=hidden", False),
+        (b"A=hidden\xff\nKEY=1", True),
+        (b"KEY=1\nhidden", True),
+        (b"KEY=1\n'hidden", True),
+        (b"KEY=1\nNUL=hid\0den", True),
+        (b"[section]\nhidden line\nKEY=1", True),
+        (b"\x7fELF\x02\x01\x01\0\0hidden\xf0\x90", False),
+        (None, False),
+    ],
+)
+def test_an_odd_env_file_is_one_warning_without_its_values_and_stops_nothing(
+    in_tmp: Path, content: bytes | None, read: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     if content is None:
         (in_tmp / ".env").mkdir()
     else:
         (in_tmp / ".env").write_bytes(content)
-    assert cli.run(lambda: pytest.fail("went on")) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: .env")
+    assert cli.run(lambda: 3) == 3
+    [line] = caplog.messages
+    assert line.startswith(".env ")
     assert "hidden" not in line
+    assert os.environ.get("KEY") == ("1" if read else None)
+
+
+def test_an_env_file_that_may_not_be_read_stops_nothing(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (in_tmp / ".env").write_text("KEY=hidden")
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert cli.run(lambda: 3) == 3
+    assert caplog.messages == [".env is passed over: it cannot be read (Permission denied)"]
 
 
 def test_a_missing_yaml_is_named() -> None:

@@ -118,7 +118,7 @@ def _embedded_teacher() -> Iterator[Finding]:
 
 
 def _hub() -> Iterator[Finding]:
-    from tutelage.teacher.huggingface import check_reachable
+    from tutelage.hub import check_reachable
 
     try:
         check_reachable(HUB_TEACHER)

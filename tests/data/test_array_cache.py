@@ -1,3 +1,4 @@
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,26 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
 
     assert cached(tmp_path, "k", build_while_another_stores)["a"].tolist() == [0, 1, 2, 3, 4]
     assert [path.name for path in tmp_path.iterdir()] == ["k"]
+
+
+def test_an_entry_of_before_is_read_and_verified(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "k").mkdir()
+    for name, array in build().items():
+        np.save(tmp_path / "k" / f"{name}.npy", array)
+    manifest = {name: digest(array) for name, array in build().items()}
+    (tmp_path / "k" / "manifest.json").write_text(json.dumps(manifest))
+    assert cached(tmp_path, "k", fail)["a"].tolist() == [0, 1, 2, 3, 4]
+    np.save(tmp_path / "k" / "a.npy", np.arange(1, 6, dtype=np.int32))
+    assert cached(tmp_path, "k", build)["a"].tolist() == [0, 1, 2, 3, 4]
+    assert "a.npy does not match its hash" in caplog.text
+
+
+def test_where_nothing_can_be_written_nothing_is_kept_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    for key in ("k", "l"):
+        assert cached(Path("/proc/nobody"), key, build)["a"].tolist() == [0, 1, 2, 3, 4]
+    [record] = caplog.records
+    assert "/proc/nobody" in record.getMessage()
+    assert "TUTELAGE_CACHE" in record.getMessage()
 
 
 def test_digest_sees_type_shape_and_content() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tutelage.errors import UserError
-from tutelage.files import cache_directory, fault
+from tutelage.files import cache_directory
+from tutelage.store import fault
 from tutelage.teacher import embedded
 from tutelage.teacher.registry import EMBEDDED, entry
 

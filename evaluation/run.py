@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage import cli
+from tutelage.environment import environment
 from tutelage.errors import UserError
 from tutelage.evaluation.config import TEACHER, EvaluateConfig, parse_ks
 from tutelage.runs import newest_run
 from tutelage.teacher.registry import entry
 from tutelage.training.config import RunConfig
-from tutelage.training.run_directory import environment
 from tutelage.training.versions import upgrade
 
 if TYPE_CHECKING:  # torch comes after the flags are checked

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from tutelage import evaluate
+from tutelage.environment import processor
 from tutelage.errors import UserError
 from tutelage.runs import checkpoint_path, checkpoints
 from tutelage.training.checkpoint import read_state
-from tutelage.training.run_directory import processor
 
 PINNED = """
 import sys, torch

@@ -26,7 +26,7 @@ from tutelage.training.optim import schedule_fault
 from tutelage.training.parts import Parts, build
 from tutelage.training.processes import Processes, Silent
 from tutelage.training.profile import Profile
-from tutelage.training.run_directory import changes, check_room, environment, open_run, run_path
+from tutelage.training.run_directory import changes, check_room, open_run, run_path
 from tutelage.training.samples import Sample, complete, pair, read_prompts
 from tutelage.training.sharding import inference
 from tutelage.training.sizing import steps_that_fit

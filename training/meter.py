@@ -73,7 +73,7 @@ class Split:
         """The time since the last mark was spent on `part`."""
         now: float | torch.cuda.Event = time.perf_counter()
         if self.device.type == "cuda":
-            now = torch.cuda.Event(enable_timing=True)
+            now = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             now.record(torch.cuda.current_stream(self.device))
         self._marks.append((part, now))
 
@@ -131,7 +131,7 @@ class Meter:
         asked = float(self.steps)
         if isinstance(self.parts.teacher, Memory):
             asked = (self.parts.teacher.asked - self._asked) / self.parts.loader.batch_size
-        return self.steps * self.flops_per_step + asked * self.asked_flops
+        return float(self.steps * self.flops_per_step + asked * self.asked_flops)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -175,7 +175,7 @@ def _load(
 def _steps(config: RunConfig, loader: Loader) -> int:
     if config.minutes:
         return 0
-    return config.steps or max(1, round((config.epochs or 1) * loader.rows_per_epoch / config.batch_size))
+    return int(config.steps or max(1, round((config.epochs or 1) * loader.rows_per_epoch / config.batch_size)))
 
 
 def _remembering(parts: Parts, config: RunConfig) -> Teacher:
@@ -204,8 +204,8 @@ def _entry(config: RunConfig, teacher: Teacher | None) -> TeacherEntry:
     if teacher is None:
         return entry(config.teacher)
     spec = teacher.spec
-    own = {"source": spec.source, "n_parameters": spec.n_parameters, "d_model": spec.d_model}
-    return replace(entry("smollm2-135m"), **own, vocab_size=spec.vocab_size, preset="30m")
+    known = replace(entry("smollm2-135m"), source=spec.source, preset="30m")
+    return replace(known, n_parameters=spec.n_parameters, d_model=spec.d_model, vocab_size=spec.vocab_size)
 
 
 def _check_end(config: RunConfig) -> None:

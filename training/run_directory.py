@@ -2,20 +2,18 @@
 
 import json
 import os
-import platform
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tutelage.environment import environment
 from tutelage.errors import UserError
 from tutelage.locks import lock
 from tutelage.runs import CONFIG, ENVIRONMENT, recorded_config
@@ -24,7 +22,6 @@ from tutelage.training.identity import differences
 from tutelage.training.versions import VERSION, upgrade
 
 LOCK = ".lock"
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "accelerate", "numpy", "triton")
 
 
 def run_path(config: RunConfig) -> Path:
@@ -134,30 +131,3 @@ def check_room(path: Path, room: int) -> None:
             f"{path} has {free / 1e6:,.0f} MB free and its checkpoints will take {room / 1e6:,.0f} MB:"
             " make room, lower --keep_last, raise --checkpoint_every, or choose another --output_dir"
         )
-
-
-def environment() -> dict[str, str | int | None]:
-    """Versions and machine, as far as they decide speed or rounding."""
-    import torch
-
-    found: dict[str, str | int | None] = {"python": platform.python_version(), "machine": platform.machine()}
-    found |= {"processor": processor(), "capability": torch.backends.cpu.get_cpu_capability()}
-    found |= {"threads": torch.get_num_threads(), "command": " ".join(Path(sys.argv[0]).name.split())}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def processor() -> str:
-    """The processor's model, as Linux has it, and those of its units that speed up bf16."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    told = dict(line.split(":", 1) for line in lines if ":" in line)
-    said = {key.strip(): value.strip() for key, value in told.items()}
-    flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in said.get("flags", "").split()]
-    return " ".join((said.get("model name", platform.machine()), *flags))

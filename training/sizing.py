@@ -50,7 +50,7 @@ def fitting(step: dict[str, float], parts: Parts, config: RunConfig, seconds: fl
 
     def needed(steps: int) -> float:
         scored = 1 + (steps - 1) // config.eval_every
-        return min(steps, asked) * first + max(0, steps - asked) * later + scored * evaluation
+        return float(min(steps, asked) * first + max(0, steps - asked) * later + scored * evaluation)
 
     low, high = 0, max(1, int(seconds / max(min(first, later), 1e-6)) + 1)
     while low < high:  # the largest that fits
@@ -62,4 +62,4 @@ def fitting(step: dict[str, float], parts: Parts, config: RunConfig, seconds: fl
 def evaluation_seconds(step: dict[str, float], config: RunConfig) -> float:
     """Of the held-out rows, estimated from a step: both models forward, and both heads with their softmaxes."""
     batches = config.eval_rows / config.batch_size
-    return batches * (step.get("teacher", 0.0) + step.get("student", 0.0) / 3 + step.get("loss", 0.0))
+    return float(batches) * (step.get("teacher", 0.0) + step.get("student", 0.0) / 3 + step.get("loss", 0.0))

@@ -43,7 +43,7 @@ def examine() -> list[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    from tutelage.training.run_directory import PACKAGES, environment
+    from tutelage.environment import PACKAGES, environment
 
     found = environment()
     yield Finding("python", f"{found['python']} on {found['machine']}")

@@ -12,7 +12,7 @@ import pytest
 from tutelage import cli
 from tutelage.errors import UserError
 from tutelage.training.config import RunConfig
-from tutelage.training.run_directory import changes, check_room, environment, open_run, run_path
+from tutelage.training.run_directory import changes, check_room, open_run, run_path
 from tutelage.training.versions import upgrade
 
 
@@ -133,7 +133,3 @@ def test_changes_are_told_with_both_values(tmp_path: Path) -> None:
     enter(tmp_path, RunConfig(log_every=10))
     assert changes(tmp_path, RunConfig(stop_after=3, resume="x")) == []
     assert changes(tmp_path, RunConfig(log_every=5)) == ["from here on: log_every was 10, is 5"]
-
-
-def test_the_environment_names_what_decides_rounding() -> None:
-    assert {"python", "machine", "threads", "torch", "numpy", "triton"} <= set(environment())

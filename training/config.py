@@ -11,6 +11,7 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
+from tutelage.cli import Seed
 from tutelage.data.config import PackingConfig
 from tutelage.losses.config import LossConfig
 from tutelage.student.config import StudentOptions
@@ -69,7 +70,7 @@ class RunConfig:
     """Wall-clock minutes of the whole run, instead of steps: a few are timed, and how many fit is written down."""
     teacher_memory: NonNegativeFloat = field(default=1.0, metadata=EXECUTION)
     """GiB for the teacher's hidden states of rows that come again in later epochs, so that it runs once per row."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the initial weights, the order of rows and dropout."""
     device: str = field(default="auto", metadata=EXECUTION)
     """Where to train: auto (the best there is), cpu, cuda, cuda:1, mps."""

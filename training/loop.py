@@ -12,7 +12,7 @@ from typing import Any
 from tutelage import cli
 from tutelage.data.batch import Batch
 from tutelage.data.loader import heldout_batches
-from tutelage.errors import UserError
+from tutelage.environment import environment
 from tutelage.teacher.registry import entry
 from tutelage.teacher.signal import Teacher
 from tutelage.training.checkpoint import Saver, TrainingState, find_checkpoint, load_checkpoint, read_state, room
@@ -109,7 +109,8 @@ def _run(config: RunConfig, teacher: Teacher | None, processes: Processes, begun
                 parts.steps = together(lambda: steps_that_fit(parts, config, time.perf_counter() - begun))
                 config = replace(config, steps=parts.steps, minutes=None)
         state.origin = parts.origin
-        _check_schedule(parts, config)
+        if fault := schedule_fault(parts.steps, config.optim):
+            log.warning("%s", fault)
         together(lambda: check_room(path, room(parts, config, state, path)) if processes.first else None)
         if not config.resume:
             hold()  # now that nothing about the input is wrong
@@ -255,11 +256,3 @@ class _InterruptedError(Exception):
 def _check_interrupted(session: Session) -> None:
     if session.interrupted:
         raise _InterruptedError
-
-
-def _check_schedule(parts: Parts, config: RunConfig) -> None:
-    """A schedule that cannot be is refused, and told of where a run with it goes on."""
-    if fault := schedule_fault(parts.steps, config.optim):
-        if not config.resume:
-            raise UserError(fault)
-        log.warning("%s", fault)

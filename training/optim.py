@@ -37,11 +37,11 @@ def warmup_steps(steps: int, config: OptimConfig) -> int:
 
 
 def schedule_fault(steps: int, config: OptimConfig) -> str | None:
-    """What is wrong with the schedule for a run of `steps`, or None where the peak is reached and then left."""
+    """What is odd about the schedule of a run of `steps`, or None where the peak is reached and then left."""
     warm = warmup_steps(steps, config)
     named = f"warmup_steps {warm}" if config.warmup_steps is not None else f"warmup_fraction {config.warmup_fraction:g}"
     if warm >= steps:
-        return f"--optim.{named}: the run of {steps} steps would end in its warm-up: lower it, or raise --steps"
+        return f"--optim.{named}: the run of {steps} steps ends in its warm-up: lower it, or raise --steps"
     decay = round(steps * float(config.decay_fraction))
     if config.schedule == "wsd" and warm + decay > steps:
         return (

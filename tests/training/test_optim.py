@@ -1,13 +1,14 @@
 """The optimizer and its schedule, against their formulas."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from tutelage.training.config import OptimConfig
-from tutelage.training.optim import learning_rate, make_optimizer, set_learning_rate
+from tutelage.training.optim import learning_rate, make_optimizer, schedule_fault, set_learning_rate, warmup_steps
 
 COSINE = OptimConfig(lr=0.1, warmup_steps=4, min_lr_fraction=0.1)
 WSD = OptimConfig(lr=0.1, warmup_steps=4, schedule="wsd", decay_fraction=0.25, min_lr_fraction=0.1)
@@ -72,3 +73,27 @@ def test_every_group_gets_the_rate() -> None:
     optimizer = make_optimizer(nn.Linear(2, 2), OptimConfig())
     set_learning_rate(optimizer, 0.125)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+def test_the_warm_up_is_a_share_of_the_run_unless_steps_are_given() -> None:
+    assert [warmup_steps(steps, OptimConfig()) for steps in (5, 100, 20_000)] == [0, 5, 1000]
+    assert warmup_steps(5, OptimConfig(warmup_steps=20)) == 20
+    assert learning_rate(0, 5, OptimConfig()) == OptimConfig().lr
+
+
+@pytest.mark.parametrize(
+    ("steps", "config", "odd"),
+    [
+        (5, OptimConfig(), None),
+        (1, OptimConfig(), None),
+        (5, OptimConfig(warmup_steps=20), "warmup_steps 20: the run of 5 steps ends in its warm-up"),
+        (5, OptimConfig(warmup_steps=5), "warmup_steps 5: the run of 5 steps ends in its warm-up"),
+        (5, OptimConfig(warmup_steps=4), None),
+        (10, OptimConfig(warmup_fraction=1.0), "warmup_fraction 1: the run of 10 steps ends in its warm-up"),
+        (10, OptimConfig(schedule="wsd"), None),
+        (10, OptimConfig(schedule="wsd", warmup_steps=9), "warmup_steps 9 and --optim.decay_fraction 0.2 are 9 . 2"),
+    ],
+)
+def test_a_schedule_without_a_peak_is_told(steps: int, config: OptimConfig, odd: str | None) -> None:
+    fault = schedule_fault(steps, config)
+    assert fault is None if odd is None else re.search(odd, fault or "")

@@ -4,14 +4,15 @@ Shapes: B rows, T tokens per row.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-IGNORE = -100
-"""The target of a position that is not trained: the end of a document, and padding."""
+from tutelage.kernels.reference import IGNORE
+
+__all__ = ["IGNORE", "Batch", "concatenate"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Batch:
     """(B, T) int64: distance from the start of the segment, in tokens."""
 
     keys: Tensor
-    """(B,) int64: a hash of each row's tokens and segments, the same in every run."""
+    """(B,) int64: a hash of each row's tokens and segments, the same in every run; on the host wherever the rest is."""
 
     @cached_property
     def count(self) -> int:
@@ -40,13 +41,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`, counted before it leaves: to ask afterwards would be to wait for the device."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), keys=self.keys)
         vars(moved)["count"] = self.count
         return moved
 
     def take(self, rows: Tensor) -> "Batch":
         """The rows with these indices `(N,)`, in this order."""
-        return self._map(lambda tensor: tensor[rows])
+        return self._map(lambda tensor: tensor[rows.to(tensor.device)])
 
     def split(self, n: int) -> "list[Batch]":
         """Up to `n` micro-batches along B, in order, sizes differing by one at most, none empty."""

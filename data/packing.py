@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tutelage.data.batch import IGNORE, Batch
+from tutelage.data.batch import Batch
+from tutelage.kernels.reference import IGNORE
 
 IntArray = NDArray[np.int64]
 

@@ -8,6 +8,7 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.evaluation.config import TEACHER
+from tutelage.evaluation.device import DTYPES
 from tutelage.student.cache import CausalLM
 from tutelage.student.weights import find_student, load_student
 from tutelage.teacher import embedded
@@ -28,28 +29,30 @@ class Candidate:
     n_bytes: int  # of its weights in memory
     disk_bytes: int = 0  # of its weights on disk; 0 where they lie in nobody's directory
     identity: str = ""  # another for other weights
+    dtype: str = "bf16"  # and how the weights are quantised, where they are
 
 
-def load_candidate(which: str, device: str) -> Candidate:
-    """A teacher by `teacher:NAME`, or the model in a directory, ours or of transformers, in bf16.
+def load_candidate(which: str, device: str, precision: str = "bf16") -> Candidate:
+    """A teacher by `teacher:NAME`, or the model in a directory, ours or of transformers, in "bf16" or "fp32".
 
     Raises UserError where there is none, or where it lacks something: a tokenizer, say.
     """
     if which.startswith(TEACHER) or _is_huggingface(Path(which)):
-        return _teacher(which, device)
+        return _teacher(which, device, precision)
     path = Path(which)
-    student = load_student(path, dtype=torch.bfloat16, device=device)
+    student = load_student(path, dtype=DTYPES[precision], device=device)
     model = student.model
     disk, identity = _on_disk(find_student(path))
     return Candidate(
-        path.name or which, model, decoder_scorer(model), student.tokenizer, "completion", model.config.n_parameters,
-        _bytes(model, 0), disk, identity,
+        path.name or which, model, decoder_scorer(model, precision), student.tokenizer, "completion",
+        model.config.n_parameters, _bytes(model, 0), disk, identity, precision,
     )  # fmt: skip
 
 
-def _teacher(which: str, device: str) -> Candidate:
+def _teacher(which: str, device: str, precision: str) -> Candidate:
     name = which.removeprefix(TEACHER)
-    teacher = load_teacher(name, device)
+    options = {} if precision == "bf16" else {"dtype": DTYPES[precision]}
+    teacher = load_teacher(name, device, **options)
     source = Path(entry(name).source)
     disk, identity = 0, ""
     if name == EMBEDDED or source.is_dir():
@@ -58,7 +61,7 @@ def _teacher(which: str, device: str) -> Candidate:
     shown = which if which.startswith(TEACHER) else source.name
     return Candidate(
         shown, model, teacher.signal, teacher.tokenizer, teacher.prompt_style, size, _bytes(model, 2 * size), disk,
-        f"{asdict(teacher.spec)} {identity}",
+        f"{asdict(teacher.spec)} {identity}", ", ".join(filter(None, (teacher.spec.quantisation, precision))),
     )  # fmt: skip
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.data.batch import IGNORE, Batch
+from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.evaluation.token_classes import CLASSES, bytes_of, token_classes
+from tutelage.kernels.reference import IGNORE
 from tutelage.training.fidelity import Scorer, kl_per_target, scored_chunks
 
 BINS = 10  # of confidence
@@ -147,7 +148,9 @@ def _compare(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What is kept of a chunk, each `(2, C)`: KL and acceptance; probability and id of both models' likeliest token."""
     log_tops, ids = zip(*(x.max(-1) for x in (log_q, log_p)), strict=True)
     means = torch.stack((kl_per_target(log_q, log_p), torch.minimum(log_q, log_p).exp().sum(-1)))
-    return means.double().cpu(), torch.stack(log_tops).double().exp().cpu(), torch.stack(ids).cpu()
+    # not every device has fp64, and a diverged model, whose numbers may be NaN, believes in nothing
+    confidence = torch.stack(log_tops).cpu().double().exp().nan_to_num(0.0)
+    return means.cpu().double(), confidence, torch.stack(ids).cpu()
 
 
 def _calibration(confidence: Tensor, right: Tensor) -> Calibration:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tutelage.evaluation.candidate import Candidate
 from tutelage.evaluation.config import EvaluateConfig
+from tutelage.evaluation.device import choose_device
 from tutelage.evaluation.ledger import Key, Ledger
 from tutelage.evaluation.problems import truncate
 from tutelage.evaluation.progress import bar
@@ -18,7 +19,7 @@ def complete(
     Batches do not depend on what the ledger already holds, so that a run which was cut short goes on to the same
     completions.
     """
-    tokenizer = candidate.tokenizer
+    tokenizer, device = candidate.tokenizer, choose_device(config.device)
     ids = {key: tokenizer.encode_prompt(prompt) for key, prompt in prompts.items()}
     order = sorted(ids, key=lambda key: len(ids[key]))
     batches = [(start, order[start : start + config.batch_size]) for start in range(0, len(order), config.batch_size)]
@@ -32,7 +33,7 @@ def complete(
             temperature=config.temperature,
             seed=config.seed + start,
             stop=stop_at(tokenizer.decode, stops),
-            device=config.device,
+            device=device,
         )
         facts = {}
         for key, new in zip(batch, done, strict=True):

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
+from tutelage.cli import Seed
 from tutelage.errors import UserError
 
 TEACHER = "teacher:"
@@ -60,10 +61,12 @@ class EvaluateConfig:
     """Text whose held-out part is scored (default: the run's own)."""
     eval_rows: PositiveInt = 128
     """Held-out rows that are scored."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the sampled completions."""
-    device: str = "cpu"
-    """Where to run the models."""
+    device: str = "auto"
+    """Where to run the models: cpu, cuda, cuda:1, mps, or auto, the best there is."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the models (auto: bf16, on every machine)."""
     impl: Literal["auto", "triton", "eager", "compile"] = "auto"
     """Kernels, see train.py --help."""
     output_dir: str | None = None

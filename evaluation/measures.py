@@ -7,24 +7,31 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
 
-from tutelage.data.batch import IGNORE, Batch
+import torch
+
+from tutelage.data.batch import Batch
 from tutelage.data.corpus import build_corpus
 from tutelage.data.loader import heldout_batches
 from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.evaluation.candidate import Candidate, load_candidate
 from tutelage.evaluation.closeness import closeness
 from tutelage.evaluation.config import TEACHER, EvaluateConfig
+from tutelage.evaluation.device import choose_device, choose_precision
 from tutelage.evaluation.latency import latency
 from tutelage.evaluation.passing import pass_at_k
 from tutelage.evaluation.problem_sets import PROBLEM_SETS, load_problems
 from tutelage.evaluation.problems import ProblemSet
 from tutelage.evaluation.report import Measured
 from tutelage.files import cache_directory
+from tutelage.kernels.reference import IGNORE
+from tutelage.numbers import perplexity
 from tutelage.teacher.registry import entry
 from tutelage.training.config import RunConfig
 from tutelage.training.fidelity import perplexity_loss
 
 log = logging.getLogger(__name__)
+DIVERGED = 4.0
+"""Nats of a model that has diverged, as a multiple of those of guessing."""
 
 
 @dataclass(eq=False)
@@ -40,10 +47,19 @@ class Bench:
         """The sources whose held-out part is scored."""
         return self.config.data or self.recorded.data or entry(self.recorded.teacher).data
 
+    @property
+    def device(self) -> torch.device:
+        """Where the models run."""
+        return choose_device(self.config.device)
+
+    def load(self, name: str) -> Candidate:
+        """A model by its name, on the device and in the precision that were asked for."""
+        return load_candidate(name, str(self.device), choose_precision(self.config.precision, self.device))
+
     @cached_property
     def teacher(self) -> Candidate:
         """The reference of fidelity."""
-        return load_candidate(TEACHER + (self.config.teacher or self.recorded.teacher), self.config.device)
+        return self.load(TEACHER + (self.config.teacher or self.recorded.teacher))
 
     @cache  # noqa: B019  # a bench lives as long as the command
     def problems(self, which: str) -> ProblemSet:
@@ -54,7 +70,7 @@ class Bench:
         """Held-out rows in this vocabulary, laid out as in training."""
         corpus = build_corpus(self.data, tokenizer, self.recorded.packing, cache_directory() / "data")
         batches = heldout_batches(corpus, self.config.batch_size, self.config.eval_rows)
-        return [batch.to(self.config.device) for batch in batches]
+        return [batch.to(self.device) for batch in batches]
 
 
 def measure_passing(which: str, candidate: Candidate, bench: Bench, into: Measured) -> None:
@@ -78,9 +94,10 @@ def measure_perplexity(candidate: Candidate, bench: Bench, into: Measured) -> No
     loss = perplexity_loss(candidate.scorer, batches, tokenizer.vocab_size)
     targets = [token for batch in batches for token in batch.targets[batch.targets != IGNORE].tolist()]
     n_bytes = sum(len(tokenizer.token_bytes(token)) for token in targets if token != tokenizer.eos_id)
+    _tell_divergence(candidate.name, "held-out loss", loss, tokenizer.vocab_size, into)
     into.metrics |= {
         "perplexity/loss": loss,
-        "perplexity/perplexity": math.exp(loss),
+        "perplexity/perplexity": perplexity(loss),
         "perplexity/bits_per_byte": loss * len(targets) / n_bytes / math.log(2),
     }
 
@@ -97,15 +114,25 @@ def measure_fidelity(candidate: Candidate, bench: Bench, into: Measured) -> None
     batches = bench.heldout(candidate.tokenizer)
     models, vocab_size = (candidate.scorer, bench.teacher.scorer), candidate.tokenizer.vocab_size
     found = closeness(*models, batches, vocab_size, candidate.tokenizer)
+    _tell_divergence(candidate.name, "KL from its teacher", found.kl, vocab_size, into)
     into.metrics |= {f"fidelity/{key}": getattr(found, key) for key in ("kl", "agreement", "acceptance")}
     into.metrics["fidelity/calibration_error"] = found.student.error
     into.metrics["fidelity/calibration_error_of_teacher"] = found.teacher.error
     into.details["fidelity"] = found.plain()
 
 
+def _tell_divergence(name: str, what: str, nats: float, vocab_size: int, into: Measured) -> None:
+    """Says, once for each model, that its training has failed, where it is far worse than guessing."""
+    guessing = math.log(vocab_size)
+    if not nats <= DIVERGED * guessing and "diverged" not in into.details:
+        told = f"{name} has diverged: its {what} is {nats:,.4g} nats per token, that of guessing {guessing:.1f}"
+        into.details["diverged"] = told
+        log.warning("%s: train it again with a lower --optim.lr", told)
+
+
 def measure_latency(candidate: Candidate, bench: Bench, into: Measured) -> None:
     """Times and sizes."""
-    times = latency(candidate.generator, candidate.tokenizer.vocab_size, bench.config.device)
+    times = latency(candidate.generator, candidate.tokenizer.vocab_size, str(bench.device))
     into.metrics |= {"size/parameters": candidate.n_parameters, "size/bytes": candidate.n_bytes}
     if candidate.disk_bytes:
         into.metrics["size/disk_bytes"] = candidate.disk_bytes

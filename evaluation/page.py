@@ -10,7 +10,10 @@ from tutelage.training.samples import indent
 
 Models = Mapping[str, Measured]
 # What the numbers on the page depend on most; results.json has all of it.
-TOLD = ("samples", "temperature", "seed", "k", "prompt_style", "max_new_tokens", "oracle", "limit", "eval_rows", "data")
+TOLD = (
+    "samples", "temperature", "seed", "k", "prompt_style", "max_new_tokens", "oracle", "limit", "eval_rows", "data",
+    "device", "precision",
+)  # fmt: skip
 CAPTIONS = {
     "latency-score": "Latency against score; the dashed line joins the models that none beats in both.",
     "size-score": "Size against score; grey are published figures.",
@@ -37,6 +40,7 @@ def sections(
     environment, sandbox = settings["environment"], settings.get("sandbox", {})
     yield f"# {' and '.join(models)}"
     yield grid(["", *models], table(models))
+    yield from (f"**{model.details['diverged']}.**" for model in models.values() if "diverged" in model.details)
     if compared:
         yield "\n".join(f"- {in_words(one)}" for one in compared)
     for name, path in pictures.items():
@@ -48,6 +52,8 @@ def sections(
             yield from _closeness(name, model.details["fidelity"])
     yield "## Settings"
     yield ", ".join(f"{name} {settings[name]}" for name in TOLD if settings.get(name) is not None)
+    if dtypes := settings.get("dtypes"):
+        yield ", ".join(f"{name} in {dtype}" for name, dtype in dtypes.items())
     if sandbox:
         yield ", ".join(f"{name}: {told}" for name, told in sandbox.items())
     yield f"{settings['date']}; " + ", ".join(f"{name} {told}" for name, told in environment.items())

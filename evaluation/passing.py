@@ -21,7 +21,7 @@ from tutelage.evaluation.sandbox.pool import Limits, Verdict
 
 log = logging.getLogger(__name__)
 # What completions and verdicts depend on, beside model and problems.
-SETTINGS = ("samples", "temperature", "seed", "max_new_tokens", "batch_size", "device", "impl")
+SETTINGS = ("samples", "temperature", "seed", "max_new_tokens", "batch_size", "device", "precision", "impl")
 
 
 def pass_at_k(candidate: Candidate, problems: ProblemSet, config: EvaluateConfig, directory: Path) -> Scores:

@@ -1,6 +1,5 @@
 """Results as a file for programs, a table for people, and a page to show."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tutelage.evaluation.passk import Comparison, Scores, compare
+from tutelage.numbers import to_json
 
 
 @dataclass
@@ -68,7 +68,7 @@ def write_results(
         "comparisons": list(compared),
         "settings": dict(settings),
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
 
 
 def table(models: Mapping[str, Measured]) -> Iterator[list[str]]:
@@ -104,7 +104,8 @@ def in_words(compared: Mapping[str, Any]) -> str:
 def _cell(measured: Measured, name: str, form: str) -> str:
     if name not in measured.metrics:
         return ""
-    text = form.format(measured.metrics[name])
+    value = measured.metrics[name]
+    text = form.format(value) if abs(value) < 1e12 else f"{value:.3g}"  # the perplexity of a model that diverged
     if name in measured.intervals:
         low, high = measured.intervals[name]
         text += f" ({form.format(low)}–{form.format(high)})"

@@ -30,7 +30,7 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
 
     Raises UserError for a model that is not there, or a question that cannot be answered.
     """
-    config = replace(config or EvaluateConfig(), **fields)
+    config = cli.validate(replace(config or EvaluateConfig(), **fields))
     config = replace(config, mbpp=config.mbpp or config.mbpp_file is not None)
     wanted = [kind for kind in KINDS if getattr(config, kind) or (config.report and kind in REPORTED)]
     if not wanted:
@@ -38,25 +38,29 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
     parse_ks(config.k, config.samples)
     names, run = choose_models(config)
 
-    from tutelage.evaluation.candidate import load_candidate
+    from tutelage.evaluation.device import choose_device, choose_precision
     from tutelage.evaluation.measures import MEASURES, Bench
     from tutelage.evaluation.problem_sets import PROBLEM_SETS
     from tutelage.evaluation.report import Measured, comparisons, write_results
     from tutelage.kernels.dispatch import use
 
-    use(config.impl, config.device)
+    device = choose_device(config.device)
+    use(config.impl, device.type)
+    config = replace(config, device=str(device), precision=choose_precision(config.precision, device))
     bench = Bench(config, recorded_config(run), output_directory(config, run))
     for kind in filter(PROBLEM_SETS.get, wanted):  # what is wrong with a file is said before a model is loaded
         bench.problems(kind)
     models: dict[str, Measured] = {}
+    dtypes: dict[str, str] = {}
     for name in names:
-        candidate = load_candidate(name, config.device)
+        candidate = bench.load(name)
         if candidate.name in models:  # two runs may each have a directory `student`
             candidate = replace(candidate, name=name)
         measured = models[candidate.name] = Measured()
+        dtypes[candidate.name] = candidate.dtype
         for kind in wanted:
             MEASURES[kind](candidate, bench, measured)
-    told, compared = settings(config, bench, wanted), comparisons(models, config.samples)
+    told, compared = {**settings(config, bench, wanted), "dtypes": dtypes}, comparisons(models, config.samples)
     write_results(bench.output / "results.json", models, told, compared)
     if config.report:
         from tutelage.evaluation.page import write_page

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tutelage.training.step import perplexity
+from tutelage.numbers import perplexity
 
 NOT_LOSSES = ("train/grad_norm", "train/perplexity", "train/lr")
 

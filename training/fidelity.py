@@ -3,15 +3,15 @@
 Shapes: B rows, T tokens, C tokens of a chunk, V vocabulary.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from tutelage.data.batch import IGNORE, Batch
-from tutelage.kernels.reference import teacher_logits
+from tutelage.data.batch import Batch
+from tutelage.kernels.reference import IGNORE, teacher_logits
+from tutelage.numbers import perplexity
 from tutelage.student.decoder import Decoder
 from tutelage.teacher.signal import FullSignal
 
@@ -62,11 +62,11 @@ def fidelity(
     sums = torch.zeros(6, dtype=torch.float64)  # the last one counts targets
     for batch in batches:
         for targets, log_q, log_p in scored_chunks((model, reference), batch, vocab_size):
-            sums[:5] += _compare(log_q, log_p, targets).double().cpu()
+            sums[:5] += _compare(log_q, log_p, targets).cpu().double()  # not every device has fp64
             sums[5] += len(targets)
     *means, count = total(sums).tolist()
     loss, reference_loss, kl, agreement, acceptance = (mean / max(1, count) for mean in means)
-    return Fidelity(loss, math.exp(loss), reference_loss, kl, agreement, acceptance)
+    return Fidelity(loss, perplexity(loss), reference_loss, kl, agreement, acceptance)
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def perplexity_loss(model: Scorer, batches: Iterable[Batch], vocab_size: int) ->
     total, count = 0.0, 0
     for batch in batches:
         for targets, log_q in scored_chunks((model,), batch, vocab_size):
-            total -= log_q.gather(1, targets[:, None]).double().sum().item()
+            total -= log_q.gather(1, targets[:, None]).cpu().double().sum().item()
             count += len(targets)
     return total / max(1, count)
 
@@ -83,7 +83,7 @@ def perplexity_loss(model: Scorer, batches: Iterable[Batch], vocab_size: int) ->
 def unigram_loss(counts: Tensor, batches: Iterable[Batch]) -> float:
     """Cross-entropy, in nats per target, of a model that knows how often each token occurs, `counts (V,)`."""
     log_q = (counts / counts.sum()).log()
-    targets = torch.cat([batch.targets[batch.targets != IGNORE] for batch in batches])
+    targets = torch.cat([batch.targets[batch.targets != IGNORE] for batch in batches]).to(counts.device)
     return -log_q[targets].mean().item()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from tutelage.data.batch import Batch
 from tutelage.errors import UserError
 from tutelage.losses.term import Progress
+from tutelage.numbers import perplexity
 from tutelage.training.checkpoint import TrainingState
 from tutelage.training.config import RunConfig
 from tutelage.training.meter import Split
@@ -105,11 +106,6 @@ def out_of_memory(config: RunConfig) -> Iterator[None]:
             f"out of memory with {config.batch_size} rows of {config.packing.seq_len} tokens in {config.accumulate}"
             f" micro-batches ({said}): try {', '.join(ways)}, or a smaller --student.preset (see --dry_run)"
         ) from error
-
-
-def perplexity(loss: float) -> float:
-    """e^loss, infinite where that leaves fp64."""
-    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan
 
 
 def _skip(row: dict[str, float], batch: Batch, config: RunConfig, state: TrainingState) -> None:

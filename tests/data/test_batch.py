@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tutelage.data.batch import IGNORE, Batch, concatenate
+from tutelage.kernels import reference
 
 
 def make(rows: int, length: int = 3) -> Batch:
@@ -33,6 +34,13 @@ def test_take_reorders_every_field() -> None:
     assert taken.tokens[:, 0].tolist() == [6, 0]
 
 
-def test_to_moves_every_field() -> None:
+def test_to_moves_every_field_but_the_keys_which_the_host_reads() -> None:
     moved = make(2).to("meta")
-    assert {moved.tokens.device.type, moved.targets.device.type, moved.keys.device.type} == {"meta"}
+    others = (moved.tokens, moved.targets, moved.segments, moved.positions)
+    assert {tensor.device.type for tensor in others} == {"meta"}
+    assert moved.keys.tolist() == [0, 1]
+    assert [part.keys.tolist() for part in moved.split(2)] == [[0], [1]]
+
+
+def test_there_is_one_ignore() -> None:
+    assert IGNORE is reference.IGNORE

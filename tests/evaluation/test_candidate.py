@@ -20,6 +20,16 @@ def test_a_teacher_and_the_same_weights_as_a_student(teacher_dir, teacher_decode
     assert torch.equal(ours, theirs)
 
 
+def test_a_student_in_fp32(teacher_dir, teacher_decoder):
+    student = load_candidate(str(teacher_dir), "cpu", "fp32")
+    assert student.dtype == "fp32"
+    assert student.n_bytes == 4 * student.n_parameters
+    tokens = torch.tensor([[1, 2, 3]])
+    found = student.generator.step(tokens, student.generator.new_cache(1, 4))
+    expected = teacher_decoder.step(tokens, teacher_decoder.new_cache(1, 4))
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("name", ["nowhere/at/all", "teacher:nobody"])
 def test_what_is_not_there_is_named(name):
     with pytest.raises(UserError, match=name.removeprefix("teacher:")):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tutelage import distill, evaluate
 from tutelage.errors import UserError
@@ -38,6 +39,8 @@ def test_a_run_beside_its_teacher(run, teacher):
     written = json.loads((run / "eval" / "results.json").read_text())
     assert written["models"][run.name]["metrics"] == student
     assert written["settings"]["eval_rows"] == 4
+    assert (written["settings"]["device"], written["settings"]["precision"]) == ("cpu", "bf16")
+    assert written["settings"]["dtypes"] == {run.name: "bf16", teacher: "bf16"}
     assert written["settings"]["environment"]["torch"]
 
 
@@ -45,6 +48,32 @@ def test_perplexity_is_that_of_training(run):
     trained = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     [found] = evaluate(model=str(run), perplexity=True, eval_rows=4).values()
     assert found.metrics["perplexity/loss"] == pytest.approx(trained["eval/loss"], rel=5e-3)  # bf16 against fp32
+    [found] = evaluate(model=str(run), perplexity=True, eval_rows=4, precision="fp32").values()
+    assert found.metrics["perplexity/loss"] == pytest.approx(trained["eval/loss"], rel=1e-5)
+    assert json.loads((run / "eval" / "results.json").read_text())["settings"]["dtypes"] == {run.name: "fp32"}
+
+
+def test_students_that_diverged_are_measured_drawn_and_called_so(run, teacher, caplog):
+    for name, scale in (("huge", 1e4), ("nan", float("nan"))):
+        shutil.copytree(find_student(run), run / name)
+        weights = load_file(run / name / "model.safetensors")
+        save_file({key: scale * weight for key, weight in weights.items()}, run / name / "model.safetensors")
+    evaluate(
+        model=f"{run / 'huge'},{run / 'nan'},{teacher}", perplexity=True, fidelity=True, report=True, limit=1,
+        max_new_tokens=4, eval_rows=2, allow_weak_sandbox=True,
+    )  # fmt: skip
+    text = (run / "eval" / "results.json").read_text()
+    written = json.loads(text, parse_constant=pytest.fail)["models"]
+    assert written["huge"]["metrics"]["perplexity/perplexity"] is None
+    assert written["nan"]["metrics"]["fidelity/kl"] is None
+    assert written[teacher]["metrics"]["perplexity/perplexity"] < 1e6
+    page = (run / "eval" / "report.md").read_text()
+    for name in ("huge", "nan"):
+        assert f"**{name} has diverged" in page
+        assert [line.startswith(name) for line in caplog.messages if "has diverged" in line].count(True) == 1
+    assert f"{teacher} has diverged" not in page
+    for picture in ("calibration", "agreement", "latency-score"):
+        assert (run / "eval" / "pictures" / f"{picture}.png").stat().st_size > 1000
 
 
 def test_humaneval_of_an_untrained_student_is_zero_and_kept(run, tmp_path):
@@ -102,6 +131,12 @@ def test_by_default_the_newest_run_and_its_teacher(run, teacher, monkeypatch):
     assert names == [str(home), teacher]
 
 
+@pytest.mark.parametrize("fields", [{"seed": 2**64}, {"precision": "fp16"}, {"batch_size": 0}, {"samples": 0.5}])
+def test_what_python_gives_is_checked_as_flags_are(fields):
+    with pytest.raises(UserError, match=next(iter(fields))):
+        evaluate(model="teacher:smollm2-135m", latency=True, **fields)
+
+
 def test_nothing_to_measure_is_an_error():
     with pytest.raises(UserError, match="--humaneval"):
         evaluate(model="teacher:smollm2-135m")
@@ -115,6 +150,9 @@ def test_nothing_to_measure_is_an_error():
         (["--model", ".", "--problems", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "teacher:smollm2-135m", "--mbpp_file", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "teacher:smollm", "--latency"], "did you mean 'smollm2-135m'"),
+        (["--latency", "--seed", str(2**64)], "--seed 18446744073709551616"),
+        (["--model", "teacher:smollm2-135m", "--latency", "--device", "cuda:9"], "--device cuda:9"),
+        (["--latency", "--precision", "fp16"], "fp16"),
         (["--humanevall"], "did you mean '--humaneval'"),
         (["--humaneval", "--samples", "-1"], "--samples -1"),
         (["--model", "teacher:smollm2-135m", "--humaneval", "--k", "10"], "--k 10"),

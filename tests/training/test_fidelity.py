@@ -8,6 +8,7 @@ import torch
 from tutelage.data.batch import IGNORE, Batch
 from tutelage.data.corpus import Corpus, unigram_counts
 from tutelage.data.packing import pack
+from tutelage.evaluation.closeness import closeness
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.teacher.signal import FullSignal
@@ -27,6 +28,60 @@ def scorer(seed, padding=0):
     head = torch.randn(V + padding, 4, generator=generator)
     hidden = torch.randn(2, 5, 4, generator=generator)
     return lambda batch: FullSignal(hidden, head), torch.log_softmax((hidden @ head[:V].T).double(), -1)
+
+
+class OnHost(torch.Tensor):
+    """What has come to the CPU from a device without fp64, as far as the tests below can tell."""
+
+
+@pytest.fixture
+def without_fp64(monkeypatch):
+    """Tensors of a device that has no fp64, until `cpu` is called on them."""
+    to, double, cpu = torch.Tensor.to, torch.Tensor.double, torch.Tensor.cpu
+
+    def checked_to(self, *args, **options):
+        if torch.float64 in (*args, *options.values()) and not isinstance(self, OnHost):
+            raise TypeError("this device has no float64")
+        return to(self, *args, **options)
+
+    def checked_double(self):
+        if not isinstance(self, OnHost):
+            raise TypeError("this device has no float64")
+        return double(self)
+
+    monkeypatch.setattr(torch.Tensor, "to", checked_to)
+    monkeypatch.setattr(torch.Tensor, "double", checked_double)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: cpu(self).as_subclass(OnHost))
+
+
+def test_no_fp64_off_the_host(without_fp64, letters):
+    generator = torch.Generator().manual_seed(3)
+    head, hidden = torch.randn(257, 4, generator=generator), torch.randn(2, 20, 4, generator=generator)
+    tokens = torch.arange(40).view(2, 20)
+    rows = Batch(tokens, tokens + 1, tokens * 0, torch.arange(20).expand(2, -1), torch.zeros(2, dtype=torch.long))
+    model = lambda batch: FullSignal(hidden, head)  # noqa: E731
+    found = fidelity(model, model, [rows], 257)
+    assert found.kl == 0
+    assert perplexity_loss(model, [rows], 257) == pytest.approx(found.loss, rel=1e-5)
+    assert closeness(model, model, [rows], 257, letters).agreement == 1
+    with pytest.raises(TypeError, match="no float64"):
+        hidden.to(torch.float64)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, float("nan"), float("inf")])
+def test_a_model_that_diverged_is_measured_all_the_same(scale, letters):
+    generator = torch.Generator().manual_seed(3)
+    head, hidden = torch.randn(257, 4, generator=generator), torch.randn(2, 20, 4, generator=generator)
+    tokens = torch.arange(40).view(2, 20)
+    rows = Batch(tokens, tokens + 1, tokens * 0, torch.arange(20).expand(2, -1), torch.zeros(2, dtype=torch.long))
+    student, teacher = (lambda batch, s=s: FullSignal(s * hidden, head) for s in (scale, 1.0))
+    found = fidelity(student, teacher, [rows], 257)
+    assert found.perplexity == math.inf or math.isnan(found.perplexity)
+    assert not perplexity_loss(student, [rows], 257) < 700
+    deep = closeness(student, teacher, [rows], 257, letters)
+    assert not deep.kl < 700
+    assert 0 <= deep.student.error <= 1
+    assert sum(one.count for one in deep.student.bins) == 40
 
 
 def test_every_mean_is_its_formula_over_the_targets_that_count():

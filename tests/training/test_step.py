@@ -10,7 +10,7 @@ from tutelage.errors import UserError
 from tutelage.training.checkpoint import TrainingState
 from tutelage.training.config import RunConfig
 from tutelage.training.parts import build
-from tutelage.training.step import out_of_memory, perplexity, train_step
+from tutelage.training.step import out_of_memory, train_step
 
 Make = Callable[..., RunConfig]
 
@@ -65,9 +65,3 @@ def test_out_of_memory_is_one_line_with_the_way_out(error: Exception) -> None:
 def test_other_errors_are_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes"), out_of_memory(RunConfig()):
         raise RuntimeError("shapes differ")
-
-
-@pytest.mark.parametrize(("loss", "expected"), [(0.0, 1.0), (2.0, math.e**2), (1e6, math.inf), (math.inf, math.inf)])
-def test_a_perplexity_never_overflows(loss: float, expected: float) -> None:
-    assert perplexity(loss) == pytest.approx(expected)
-    assert math.isnan(perplexity(math.nan))

@@ -197,10 +197,10 @@ def samples(parts: "Parts", prompts: Sequence[str]) -> list[Any]:
     from tutelage.training.samples import complete, pair
     from tutelage.training.sharding import inference
 
-    device, tokenizer = parts.processes.device, parts.teacher.tokenizer
+    processes, tokenizer = parts.processes, parts.teacher.tokenizer
     with inference(parts.distiller):
         sides = (parts.teacher.generator(), parts.student)
-        return pair(prompts, *(complete(model, tokenizer, device, prompts) for model in sides))
+        return pair(prompts, *(complete(model, tokenizer, processes, prompts) for model in sides))
 
 
 def _headline(parts: "Parts", config: RunConfig) -> str:

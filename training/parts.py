@@ -27,7 +27,7 @@ from tutelage.training.config import RunConfig
 from tutelage.training.distiller import Distiller
 from tutelage.training.optim import make_optimizer
 from tutelage.training.processes import Processes
-from tutelage.training.sharding import shard
+from tutelage.training.sharding import shard, teacher_device
 
 log = logging.getLogger(__name__)
 
@@ -95,14 +95,17 @@ def build(config: RunConfig, teacher: Teacher | None, processes: Processes | Non
     _check_length(config, shape)
     student = Decoder(shape)
     student.gradient_checkpointing = config.gradient_checkpointing
-    initialise(student, teacher.decoder, config.student.init)
+    source = teacher.decoder
+    # with --fsdp the first process alone has weights to copy, and all get its student
+    copies = processes.first or not config.fsdp
+    processes.raise_together(lambda: initialise(student, source, config.student.init) if copies else None)
     objective = Objective(config.loss, shape.vocab_size)
     objective.check(teacher)
     distiller = Distiller(student, objective).train()
     if config.fsdp and processes.size == 1:
         log.warning("--fsdp is pointless with one process, which has nobody to share with: going on without it")
     elif config.fsdp:
-        shard(distiller, teacher, processes.device)
+        shard(distiller, teacher, processes)
     wrapped = processes.wrap(distiller)
     torch.manual_seed(config.seed + processes.rank)  # dropout differs between processes, the first weights must not
     return Parts(
@@ -124,7 +127,7 @@ def _load(
     config: RunConfig, known: TeacherEntry, teacher: Teacher | None, processes: Processes
 ) -> tuple[Teacher, Corpus]:
     """Teacher and text. A teacher that will be cut up starts on the CPU, as its device may not hold the whole."""
-    device = "cpu" if config.fsdp and processes.size > 1 else str(processes.device)
+    device = teacher_device(processes, known.quantisation) if config.fsdp else str(processes.device)
     with processes.local_first():
         teacher = teacher or load_teacher(config.teacher, device)
         sources = config.data or known.data

@@ -4,12 +4,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.student.cache import CausalLM
 from tutelage.student.generate import generate
+from tutelage.training.processes import Processes
 from tutelage.training.tracking import Sample
 
 PROMPTS = (
@@ -37,10 +36,17 @@ def read_prompts(path: str | None) -> tuple[str, ...]:
     return found
 
 
-def complete(model: CausalLM, tokenizer: Tokenizer, device: torch.device, prompts: Sequence[str]) -> list[str]:
-    """Greedy continuations, as raw text."""
+def complete(model: CausalLM, tokenizer: Tokenizer, processes: Processes, prompts: Sequence[str]) -> list[str]:
+    """Greedy continuations, as raw text; every process must ask."""
     ids = [tokenizer.encode(prompt) for prompt in prompts]
-    done = generate(model, ids, max_new_tokens=NEW_TOKENS, eos_id=tokenizer.eos_id, device=device)
+    done = generate(
+        model,
+        ids,
+        max_new_tokens=NEW_TOKENS,
+        eos_id=tokenizer.eos_id,
+        device=processes.device,
+        broadcast=processes.broadcast,
+    )
     return [tokenizer.decode(new) for new in done]
 
 

@@ -8,12 +8,13 @@ import torch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.student.decoder import Decoder
+from tutelage.training.processes import Processes
 from tutelage.training.samples import NEW_TOKENS, PROMPTS, complete, pair, read_prompts
 
 
 def test_completions_are_greedy_and_alone(teacher_decoder: Decoder, tokenizer: Tokenizer) -> None:
     prompts = ["def f(", "import os\n\nclass"]
-    done = complete(teacher_decoder, tokenizer, torch.device("cpu"), prompts)
+    done = complete(teacher_decoder, tokenizer, Processes("cpu"), prompts)
     for prompt, text in zip(prompts, done, strict=True):
         tokens = tokenizer.encode(prompt)
         start = len(tokens)

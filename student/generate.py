@@ -24,11 +24,13 @@ def generate(
     seed: int = 0,
     stop: Stop | None = None,
     device: str | torch.device = "cpu",
+    broadcast: Callable[[Tensor], Tensor] = lambda tokens: tokens,
 ) -> list[list[int]]:
     """New tokens of each prompt, without the end-of-text token.
 
     `temperature` 0 is greedy. `stop` looks at a row's new tokens after each one and ends the row when true. Rows
-    that end leave the batch. Raises ValueError for an empty prompt.
+    that end leave the batch. `broadcast` makes the sampled tokens `(B,)` the same in all processes that share the
+    model: one that stopped alone would leave the others waiting for its weights. Raises ValueError for an empty prompt.
     """
     if not all(prompts):
         raise ValueError("every prompt needs at least one token")
@@ -42,7 +44,7 @@ def generate(
     done: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
     for _ in range(max_new_tokens):
-        tokens = sample(logits, temperature, sampler)  # (B,)
+        tokens = broadcast(sample(logits, temperature, sampler))  # (B,)
         kept = []
         for slot, token in enumerate(tokens.tolist()):
             new = done[alive[slot]]

@@ -142,6 +142,9 @@ def _copy(target: nn.Module, source: nn.Module, name: str, init: Init) -> None:
         differ = ", ".join(sorted(ours.keys() ^ theirs.keys()))
         raise UserError(f"--student.init {init}: {name} of teacher and student differ in {differ}: use random")
     for key, parameter in ours.items():
+        if not theirs[key].is_floating_point():
+            reason = f"the teacher's {name}.{key} is packed in 4 bits"
+            raise UserError(f"--student.init {init}: {reason}: use embeddings or random")
         source_rows = theirs[key].data
         if name in ("embed_tokens", "lm_head") and parameter.shape[1:] == source_rows.shape[1:]:
             rows = min(len(parameter), len(source_rows))  # either may be padded; padding is never scored

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, E teacher width, V vocabulary.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,16 @@ import torch
 from torch import nn
 
 from tutelage.data.batch import Batch
-from tutelage.data.tokenizer import Tokenizer
+from tutelage.data.tokenizer import Tokenizer, check_fingerprint
+from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
-from tutelage.student.weights import load_student
+from tutelage.student.weights import Student, find_student, load_student
 from tutelage.teacher.fingerprint import weights_fingerprint
+from tutelage.teacher.load_errors import load_errors
 from tutelage.teacher.signal import FullSignal, TeacherSpec
 
 
-@dataclass(frozen=True)
+@dataclass
 class DecoderTeacher:
     """A frozen `Decoder` that teaches."""
 
@@ -34,11 +37,13 @@ class DecoderTeacher:
         output = self.decoder(batch.tokens, positions=batch.positions, segments=batch.segments, taps=taps)
         return FullSignal(output.hidden, self.decoder.head, taps=output.taps)
 
-    def spread(self, cut: Callable[[nn.Module], object], device: torch.device) -> None:
-        """Cuts up its layers, so that `--fsdp` shares them between processes, and moves the rest to `device`."""
+    def shard(self, receive: Callable[[nn.Module], None], fully_shard: Callable[..., object]) -> None:
+        """See `Shardable`."""
         for layer in self.decoder.layers:
-            cut(layer)
-        self.decoder.to(device)
+            receive(layer)
+            fully_shard(layer)
+        receive(self.decoder)  # the rest of it
+        fully_shard(self.decoder, ignored_params={self.decoder.head})
 
     def generator(self) -> Decoder:
         """The decoder itself."""
@@ -53,8 +58,16 @@ def load(
     dtype: torch.dtype = torch.bfloat16,
     prompt_style: str = "completion",
 ) -> DecoderTeacher:
-    """The student at `path` (see `load_student`) as a teacher that computes in `dtype`, bf16 or fp32."""
-    student = load_student(path, dtype=dtype, device=device)
+    """The student at `path` (see `load_student`) as a teacher that computes in `dtype`, bf16 or fp32.
+
+    On "meta" only its shape is read, not its weights. Raises UserError for whatever goes wrong.
+    """
+    with load_errors(name, str(path), device, dtype):
+        if device == "meta":
+            student = _skeleton(path, dtype)
+        else:
+            student = load_student(path, dtype=dtype)
+            student.model.to(device)
     shape = student.model.config
     spec = TeacherSpec(
         name=name,
@@ -66,6 +79,19 @@ def load(
         d_model=shape.d_model,
         n_layers=shape.n_layers,
         tokenizer_fingerprint=student.tokenizer.fingerprint,
-        weights=weights_fingerprint(student.model),
+        weights="" if device == "meta" else weights_fingerprint(student.model),
     )
     return DecoderTeacher(student.model, student.tokenizer, spec, prompt_style)
+
+
+def _skeleton(path: Path, dtype: torch.dtype) -> Student:
+    """The student on the meta device: `shard` brings the weights of the process that has them."""
+    directory = find_student(path)
+    record = json.loads((directory / "config.json").read_text())
+    fingerprint = record.pop("tokenizer_fingerprint")
+    record.pop("format")
+    with torch.device("meta"):
+        model = Decoder(StudentConfig(**record))
+    tokenizer = Tokenizer.from_directory(directory)
+    check_fingerprint(fingerprint, tokenizer.fingerprint, str(directory))
+    return Student(model.to(dtype).eval().requires_grad_(False), tokenizer)

@@ -3,13 +3,11 @@
 Shapes: B rows, T tokens, E teacher width, V vocabulary.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
@@ -21,10 +19,9 @@ from tutelage.kernels.reference import teacher_logits
 from tutelage.student.cache import CausalLM
 from tutelage.student.weights import from_huggingface
 from tutelage.teacher.fingerprint import weights_fingerprint
+from tutelage.teacher.load_errors import load_errors, one_line
 from tutelage.teacher.rowwise import RowwiseLM
 from tutelage.teacher.signal import FullSignal, TeacherSpec
-
-log = logging.getLogger(__name__)
 
 
 class HuggingFaceTeacher:
@@ -36,11 +33,21 @@ class HuggingFaceTeacher:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.spec, self.prompt_style = tokenizer, spec, prompt_style
         self.decoder = from_huggingface(model, model.config.to_dict())
-        output = model.get_output_embeddings()
-        self.head: Tensor = output.weight
-        self.bias: Tensor | None = getattr(output, "bias", None)
         self.scale, self.cap = _scale_and_cap(model.config)
-        _check_logits(self)
+        _check_vocabulary(self)
+        if not _is_skeleton(model):
+            _check_logits(self)
+
+    @property
+    def head(self) -> Tensor:
+        """The output matrix `(≥V, E)`."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added to the scores `(≥V,)`, by the few models that do."""
+        return getattr(self.model.get_output_embeddings(), "bias", None)
 
     @torch.no_grad()
     def signal(self, batch: Batch, taps: Sequence[int] = ()) -> FullSignal:
@@ -58,17 +65,20 @@ class HuggingFaceTeacher:
         tapped = tuple(out.hidden_states[layer + 1] for layer in taps)
         return FullSignal(out.last_hidden_state, self.head, self.bias, self.scale, self.cap, tapped)
 
-    def spread(self, cut: Callable[[nn.Module], object], device: torch.device) -> None:
-        """Cuts up its layers (the longest list of modules) and moves the rest to `device`; 4 bits stay whole.
+    def shard(self, receive: Callable[[nn.Module], None], fully_shard: Callable[..., object]) -> None:
+        """See `Shardable`: everything but head and embedding that it is tied to; 4 bits stay whole.
 
         From then on it generates through transformers, not through the Decoder that shares its weights.
         """
-        if not self.spec.quantisation:
-            self.decoder = None
-            lists = (module for module in self.model.modules() if isinstance(module, nn.ModuleList))
-            for layer in max(lists, key=len, default=nn.ModuleList()):
-                cut(layer)
-        self.model.to(device)
+        if self.spec.quantisation:
+            return
+        self.decoder = None
+        base = self.model.base_model
+        for layer in _layers(base):
+            receive(layer)
+            fully_shard(layer)
+        receive(self.model)  # the rest of it
+        fully_shard(base, ignored_params={*self.model.get_output_embeddings().parameters()})
 
     def generator(self) -> CausalLM:
         """The same weights in our decoder, whose cache keeps rows apart; else the model itself, row by row."""
@@ -86,40 +96,62 @@ def load(
 ) -> HuggingFaceTeacher:
     """The causal LM at a local directory or hub id, on `device`, computing in `dtype`; `quantisation` "nf4" or None.
 
-    Raises UserError within seconds where the hub cannot be reached, naming the local choices.
+    On "meta" only its shape is read, not its weights. Raises UserError, within seconds where the hub cannot be
+    reached, for whatever goes wrong.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    if quantisation not in ("nf4", None):
+        raise UserError(f"unknown quantisation '{quantisation}': choose nf4 or none")
     if not Path(source).is_dir():
         check_reachable(source)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    with load_errors(name, source, device, dtype):
+        from transformers import AutoTokenizer
+
+        if device == "meta":
+            model = _skeleton(name, source, dtype)
+        else:
+            model = _pretrained(name, source, device, dtype, quantisation)
+        tokenizer = Tokenizer.from_huggingface(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+        spec = TeacherSpec(
+            name=name,
+            source=Path(source).name if Path(source).is_dir() else source,
+            revision=getattr(model.config, "_commit_hash", None),
+            quantisation=quantisation,
+            n_parameters=model.num_parameters(),
+            vocab_size=tokenizer.vocab_size,
+            d_model=model.config.hidden_size,
+            n_layers=model.config.num_hidden_layers,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            weights="" if _is_skeleton(model) else weights_fingerprint(model),
+        )
+        return HuggingFaceTeacher(model, tokenizer, spec, prompt_style)
+
+
+def _pretrained(name: str, source: str, device: str, dtype: torch.dtype, quantisation: str | None) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
     if torch.device(device).type != "cpu":
         options["device_map"] = {"": device}  # this process's own, of however many there are
     if quantisation == "nf4":
         options["quantization_config"] = _nf4(dtype)
-    elif quantisation is not None:
-        raise UserError(f"unknown quantisation '{quantisation}': choose nf4 or none")
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
-        tokenizer = Tokenizer.from_huggingface(AutoTokenizer.from_pretrained(source))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"teacher {name} cannot be loaded from {source}: {' '.join(str(error).split())}") from error
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     model, loading = loaded
     if absent := sorted(loading["missing_keys"]):  # left alone, transformers would draw these at random
         raise UserError(f"teacher {name}: {source} lacks {len(absent)} of its weights, such as {absent[0]}")
-    spec = TeacherSpec(
-        name=name,
-        source=Path(source).name if Path(source).is_dir() else source,
-        revision=getattr(model.config, "_commit_hash", None),
-        quantisation=quantisation,
-        n_parameters=model.num_parameters(),
-        vocab_size=tokenizer.vocab_size,
-        d_model=model.config.hidden_size,
-        n_layers=model.config.num_hidden_layers,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        weights=weights_fingerprint(model),
-    )
-    return HuggingFaceTeacher(model, tokenizer, spec, prompt_style)
+    return model
+
+
+def _skeleton(name: str, source: str, dtype: torch.dtype) -> Any:
+    """The model on the meta device: `shard` brings the weights of the process that has them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"teacher {name}: {source} is quantised, which cannot be cut up: leave out --fsdp")
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
 
 
 def _nf4(dtype: torch.dtype) -> Any:
@@ -127,8 +159,8 @@ def _nf4(dtype: torch.dtype) -> Any:
 
     try:
         import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError("4-bit teachers need bitsandbytes: pip install 'tutelage[quant]'") from error
+    except Exception as error:  # where its library for this CUDA is absent it raises other kinds
+        raise UserError(f"4-bit teachers need bitsandbytes ({one_line(error)}): pip install -e '.[quant]'") from error
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -137,10 +169,29 @@ def _nf4(dtype: torch.dtype) -> Any:
     )
 
 
+def _layers(base: nn.Module) -> list[nn.Module]:
+    """The longest list of modules that is not inside another (experts are lists inside layers)."""
+    lists = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = [lists[name] for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    return [*max(outer, key=lambda layers: len(layers), default=nn.ModuleList())]
+
+
+def _is_skeleton(model: nn.Module) -> bool:
+    return all(parameter.is_meta for parameter in model.parameters())
+
+
 def _scale_and_cap(config: Any) -> tuple[float, float | None]:
     """Cohere multiplies its logits, Granite divides them, Gemma-2 caps them."""
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return scale, getattr(config, "final_logit_softcapping", None)
+
+
+def _check_vocabulary(teacher: HuggingFaceTeacher) -> None:
+    if len(teacher.head) < teacher.tokenizer.vocab_size:
+        raise UserError(
+            f"teacher {teacher.spec.name}: its head scores {len(teacher.head)} tokens, its tokenizer knows"
+            f" {teacher.tokenizer.vocab_size}: the two do not belong together"
+        )
 
 
 @torch.no_grad()
@@ -149,11 +200,6 @@ def _check_logits(teacher: HuggingFaceTeacher) -> None:
     name, model = teacher.spec.name, teacher.model
     if teacher.head.is_meta:
         raise UserError(f"teacher {name}: its head was offloaded; use a smaller teacher or a device that holds it")
-    if len(teacher.head) < teacher.tokenizer.vocab_size:
-        raise UserError(
-            f"teacher {name}: its head scores {len(teacher.head)} tokens, its tokenizer knows"
-            f" {teacher.tokenizer.vocab_size}: the two do not belong together"
-        )
     tokens = torch.arange(16, device=teacher.head.device)[None] % teacher.tokenizer.vocab_size
     theirs = model(input_ids=tokens, use_cache=False).logits.float()
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
@@ -162,5 +208,5 @@ def _check_logits(teacher: HuggingFaceTeacher) -> None:
     if not gap < 0.02:
         raise UserError(
             f"teacher {name}: hidden @ head.T differs from its logits by {gap:.1%} of their range, so its head does"
-            " something unknown: wrap it in a teacher of your own (README, 'Your own teacher')"
+            ' something unknown: wrap it in a teacher of your own (README, "Adding a part")'
         )

@@ -5,11 +5,11 @@ A teacher of your own is any object with these attributes; about twenty lines, s
 Shapes: B rows, T tokens, E teacher width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
@@ -80,3 +80,18 @@ class Teacher(Protocol):
 
     def generator(self) -> CausalLM:
         """The model to generate with."""
+
+
+@runtime_checkable
+class Shardable(Protocol):
+    """What a `Teacher` has besides, whose weights `--fsdp` may cut up over the processes."""
+
+    spec: TeacherSpec
+
+    def shard(self, receive: Callable[[nn.Module], None], fully_shard: Callable[..., object]) -> None:
+        """Calls `receive` on every module that holds weights and then cuts up all but the head, which losses use whole.
+
+        `receive(module)` puts rank 0's weights into a module, on this process's device; until then other processes
+        have them on the meta device. `fully_shard` is FSDP2's: first each layer, then the module that `signal` runs,
+        with the head (and an embedding tied to it) among its `ignored_params`, so that gathers overlap.
+        """

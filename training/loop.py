@@ -221,14 +221,14 @@ def score(parts: Parts, config: RunConfig, each: Callable[[], None] = lambda: No
 def sample(session: Session) -> list[Sample]:
     """The prompts completed by both sides; several processes generate together, and cut nothing short."""
     parts, prompts = session.parts, session.prompts
-    device, tokenizer = parts.processes.device, parts.teacher.tokenizer
+    processes, tokenizer = parts.processes, parts.teacher.tokenizer
 
     def stop() -> bool:
-        return parts.processes.size == 1 and bool(session.interrupt.requested)
+        return processes.size == 1 and bool(session.interrupt.requested)
 
     with inference(parts.distiller):
         sides = (parts.teacher.generator(), parts.student)
-        done = [complete(model, tokenizer, device, prompts, stop) for model in sides]
+        done = [complete(model, tokenizer, processes, prompts, stop) for model in sides]
     _check_interrupted(session)
     return pair(prompts, *done)
 

@@ -28,7 +28,7 @@ from tutelage.training.identity import identity, upgrade_origin
 from tutelage.training.optim import make_optimizer
 from tutelage.training.precision import DTYPES, Precision, Widths, choose
 from tutelage.training.processes import Processes
-from tutelage.training.sharding import shard
+from tutelage.training.sharding import shard, teacher_device
 
 log = logging.getLogger(__name__)
 GIB = 2**30
@@ -99,7 +99,10 @@ def build(
     _check_length(config, shape)
     student = Decoder(shape)
     student.gradient_checkpointing = config.gradient_checkpointing
-    initialise(student, teacher.decoder, config.student.init)
+    source = teacher.decoder
+    # with --fsdp the first process alone has weights to copy, and all get its student
+    copies = processes.first or not config.fsdp
+    processes.raise_together(lambda: initialise(student, source, config.student.init) if copies else None)
     objective = Objective(config.loss, shape.vocab_size)
     objective.check(teacher)
     distiller = Distiller(student, objective, precision).train()
@@ -108,7 +111,7 @@ def build(
     if config.fsdp and processes.size == 1:
         log.warning("--fsdp is pointless with one process, which has nobody to share with: going on without it")
     elif config.fsdp:
-        shard(distiller, teacher, processes.device)
+        shard(distiller, teacher, processes)
     wrapped = processes.wrap(distiller)
     torch.manual_seed(config.seed + processes.rank)  # dropout differs between processes, the first weights must not
     parts = Parts(
@@ -164,8 +167,8 @@ def choose_precision(config: RunConfig, known: TeacherEntry, processes: Processe
 def _load(
     config: RunConfig, known: TeacherEntry, teacher: Teacher | None, processes: Processes, precision: Precision
 ) -> tuple[Teacher, Corpus]:
-    """Teacher and text. A teacher that will be cut up starts on the CPU, as its device may not hold the whole."""
-    device = "cpu" if config.fsdp and processes.size > 1 else str(processes.device)
+    """Teacher and text."""
+    device = teacher_device(processes, known.quantisation) if config.fsdp else str(processes.device)
     with processes.local_first():
         teacher = teacher or load_teacher(config.teacher, device, dtype=DTYPES[precision.teacher])
         sources = config.data or known.data

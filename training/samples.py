@@ -6,12 +6,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.student.cache import CausalLM
 from tutelage.student.generate import generate
+from tutelage.training.processes import Processes
 
 PROMPTS = (
     'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',
@@ -52,14 +51,19 @@ def read_prompts(path: str | None) -> tuple[str, ...]:
 def complete(
     model: CausalLM,
     tokenizer: Tokenizer,
-    device: torch.device,
+    processes: Processes,
     prompts: Sequence[str],
     stop: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Greedy continuations, as raw text; cut short once `stop` says so."""
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    """Greedy continuations, as raw text, cut short once `stop` says so; every process must ask."""
     done = generate(
-        model, ids, max_new_tokens=NEW_TOKENS, eos_id=tokenizer.eos_id, stop=lambda new: stop(), device=device
+        model,
+        [tokenizer.encode(prompt) for prompt in prompts],
+        max_new_tokens=NEW_TOKENS,
+        eos_id=tokenizer.eos_id,
+        stop=lambda new: stop(),
+        device=processes.device,
+        broadcast=processes.broadcast,
     )
     return [tokenizer.decode(new) for new in done]
 

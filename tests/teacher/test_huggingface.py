@@ -1,9 +1,11 @@
 """Teachers from transformers checkpoints."""
 
 import json
+import shutil
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tutelage.student.weights import config_from_huggingface
 from tutelage.teacher import huggingface
 from tutelage.teacher.registry import entry, load_teacher
 from tutelage.teacher.rowwise import RowwiseLM
+from tutelage.teacher.signal import Shardable
 
 
 @pytest.fixture(params=["llama_dir", "starcoder_dir", "qwen_dir"])
@@ -40,7 +43,6 @@ def test_the_signal_gives_the_models_own_logits_for_each_document_alone(checkpoi
     model = plain(checkpoint).float()
     teacher = load_teacher(str(checkpoint))
     teacher.model.float()  # type: ignore[attr-defined]  # the head follows: the specification in fp32
-    teacher.head = teacher.head.float()  # type: ignore[attr-defined]
     signal = teacher.signal(batch)
     logits = teacher_logits(signal.hidden, signal.head, signal.bias, signal.scale, signal.cap)
     assert logits.std() > 0.3
@@ -99,11 +101,51 @@ def test_taps_are_the_residual_stream_after_each_layer(llama_dir: Path, batch: B
     torch.testing.assert_close(signal.taps[0], ours.taps[0], rtol=0.05, atol=0.05)
 
 
-def test_it_offers_its_own_layers_to_be_cut_up_and_generates_through_them(llama_dir: Path) -> None:
-    teacher, seen = load_teacher(str(llama_dir)), []
-    teacher.spread(seen.append, torch.device("cpu"))  # type: ignore[attr-defined]
-    assert seen == list(teacher.model.model.layers)  # type: ignore[attr-defined]
+def test_it_offers_layers_and_then_their_root_to_be_cut_up_and_generates_through_them(llama_dir: Path) -> None:
+    teacher: Any = load_teacher(str(llama_dir))
+    received: list[Any] = []
+    cut: list[tuple[Any, Any]] = []
+    assert isinstance(teacher, Shardable)
+    teacher.shard(received.append, lambda module, ignored_params=None: cut.append((module, ignored_params)))
+    base = teacher.model.model
+    assert received == [*base.layers, teacher.model]
+    assert cut == [*((layer, None) for layer in base.layers), (base, {teacher.head})]
     assert isinstance(teacher.generator(), RowwiseLM)
+
+
+def test_experts_are_no_layers() -> None:
+    layers = torch.nn.ModuleList()
+    for _ in range(2):
+        layer = torch.nn.Module()
+        layer.experts = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(8))
+        layers.append(layer)
+    base = torch.nn.Module()
+    base.layers = layers
+    base.rotary = torch.nn.ModuleList([torch.nn.Identity()])
+    assert huggingface._layers(base) == list(layers)
+
+
+@pytest.mark.parametrize("kind", ["llama_dir", "teacher_dir"])
+def test_its_shape_alone_is_read_without_its_weights(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(kind)
+    whole: Any = load_teacher(str(folder), dtype=torch.float32)
+    moved = tmp_path / folder.name
+    shutil.copytree(folder, moved, ignore=shutil.ignore_patterns("*.safetensors"))
+    shape: Any = load_teacher(str(moved), "meta", torch.float32)
+    assert replace(shape.spec, name="") == replace(whole.spec, name="", weights="")
+    models = [getattr(teacher, "model", None) or teacher.decoder for teacher in (whole, shape)]
+    assert all(parameter.is_meta for parameter in models[1].parameters())
+    names = [{name: (t.shape, t.dtype) for name, t in model.state_dict().items()} for model in models]
+    assert names[0] == names[1]
+
+
+def test_a_quantised_checkpoint_is_not_cut_up(llama_dir: Path, tmp_path: Path) -> None:
+    copy_of(llama_dir, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is quantised, which cannot be cut up: leave out --fsdp"):
+        load_teacher(str(tmp_path), "meta")
 
 
 def test_four_bit_loads_on_a_cpu_and_says_so(llama_dir: Path, batch: Batch) -> None:

@@ -8,6 +8,7 @@ import torch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.student.decoder import Decoder
+from tutelage.training.processes import Processes
 from tutelage.training.samples import (
     NEW_TOKENS,
     PROMPTS,
@@ -24,7 +25,7 @@ from tutelage.training.samples import (
 
 def test_completions_are_greedy_and_alone(teacher_decoder: Decoder, tokenizer: Tokenizer) -> None:
     prompts = ["def f(", "import os\n\nclass"]
-    done = complete(teacher_decoder, tokenizer, torch.device("cpu"), prompts)
+    done = complete(teacher_decoder, tokenizer, Processes("cpu"), prompts)
     for prompt, text in zip(prompts, done, strict=True):
         tokens = tokenizer.encode(prompt)
         start = len(tokens)

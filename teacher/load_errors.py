@@ -1,0 +1,45 @@
+"""What goes wrong while a teacher is loaded, as one line that names the way out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from textwrap import shorten
+
+import torch
+
+from tutelage.errors import UserError
+
+LONGEST = 400
+"""Characters of a foreign error that are shown; some are pages."""
+
+
+@contextmanager
+def load_errors(name: str, source: str, device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Turns whatever is raised inside into a UserError that says which teacher, from where, and what to do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # transformers, tokenizers, safetensors and their plug-ins raise dozens of kinds
+        if out_of_memory(error):
+            raise UserError(
+                f"teacher {name} ({source}) in {str(dtype).removeprefix('torch.')} does not fit the memory of {device}:"
+                " choose a smaller or a 4-bit --teacher, --precision bf16 instead of fp32, or several processes"
+                " that share its weights with --fsdp"
+            ) from error
+        raise UserError(
+            f"teacher {name} cannot be loaded from {source} ({one_line(error)}):"
+            " mend or update what it names, or choose another --teacher"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of an error and the beginning of what it says."""
+    return shorten(f"{type(error).__name__}: {error}".rstrip(": "), LONGEST, placeholder=" …")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left; CPU and MPS say so in a RuntimeError's text alone."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)

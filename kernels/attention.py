@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tutelage.kernels.dispatch import Impl, compiled, pick
+from tutelage.kernels.launch import matmul_dtype
 
 Rope = tuple[Tensor, Tensor]
 """cos and sin of each token's angles, each `(B or 1, 1, T, Dh)` in fp32 with equal halves."""
@@ -74,9 +75,7 @@ def so_far(positions: Tensor, keys: int) -> Sight:
 
 def prepare(sight: Sight, x: Tensor, head_size: int) -> Sight:
     """Makes now what the attention of every layer will ask of `sight`, for the stream `x`: once, and in no layer."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    form = _form(pick("attention", "auto", x), sight, x.device, dtype, head_size)
+    form = _form(pick("attention", "auto", x), sight, x.device, matmul_dtype(x), head_size)
     if form == "packed":
         sight.offsets  # noqa: B018
     elif form == "mask":
@@ -129,13 +128,7 @@ def cached_attention(
             raise ValueError("the Triton kernel for a cache sees it from its start: choose impl 'eager'")
         return decode_attention(q, k, v, sight.last, rope)
     q = q if rope is None else rotate(q, *rope)
-    if q.device.type == "cpu" or q.shape[1] == k.shape[1]:
-        return _fused(q, k, v, sight.mask)
-    # The queries of a group are stacked: elsewhere grouped heads under a mask are computed by holding all scores.
-    B, H, T, Dh = q.shape
-    groups = H // k.shape[1]
-    out = _fused(q.reshape(B, k.shape[1], groups * T, Dh), k, v, sight.mask.repeat(1, 1, groups, 1))
-    return out.reshape(B, H, T, Dh)
+    return (_fused if q.device.type == "cpu" else _stacked)(q, k, v, sight.mask)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -174,6 +167,13 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     gqa = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
+
+
+def _stacked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The same with the few queries of a group under each other, so that no cache is repeated for its heads."""
+    B, K, _, Dh = k.shape
+    out = _fused(q.reshape(B, K, -1, Dh), k, v, mask.repeat(1, 1, q.shape[1] // K, 1))
+    return out.reshape(q.shape)
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Which implementation of an op runs. It is chosen here, logged once, and never silently another.
 
-`auto` is the fastest that starts at once: on a GPU Triton for the losses, and PyTorch's own kernels for attention, until
+`auto` is the fastest that starts at once: on a GPU Triton for the losses, and for attention PyTorch's own kernels until
 ours have been measured to win; on a CPU our C++ where an op has some and this machine can compile it, which is part of
 `compile`; else plain PyTorch. An explicit choice is an argument `impl=`, else what `use` set (the flag `--impl`), else
 $TUTELAGE_IMPL; where it cannot be honoured it is an error.

@@ -6,24 +6,30 @@ our backward passes hand out gradients that have none themselves: who differenti
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def on_its_device(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+def on_its_device(launch: F) -> F:
     """The function, run with the device of its first argument as the current one."""
 
     @wraps(launch)
-    def guarded(first: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+    def guarded(first: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
             return launch(first, *args, **kwargs)
 
-    return guarded
+    return cast(F, guarded)
+
+
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """That of matmuls of `x` here: the autocast dtype, else its own."""
+    device = x.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if casts else x.dtype
 
 
 def only_once(*gradients: Tensor | None) -> tuple[Tensor | None, ...]:

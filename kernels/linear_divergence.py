@@ -19,7 +19,7 @@ from tutelage.kernels import checks, rows
 from tutelage.kernels.dispatch import Impl, pick
 from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.head_gradient import HeadGradient, kept_dtype, scaled
-from tutelage.kernels.launch import only_once
+from tutelage.kernels.launch import matmul_dtype, only_once
 from tutelage.kernels.reference import IGNORE
 from tutelage.kernels.rows import ChunkTeacher, Knobs, TopK, Work
 
@@ -100,7 +100,7 @@ def linear_divergence(
     vocab_size = head.shape[0] if vocab_size is None else vocab_size
     checks.sizes(hidden, head, targets, vocab_size)
     checks.options(kind, mix, temperature, sparse=isinstance(teacher, TopK))
-    dtype = compute_dtype or _default_dtype(hidden)
+    dtype = compute_dtype or matmul_dtype(hidden)
     dense = teacher if isinstance(teacher, DenseTeacher) else None
     top = teacher if isinstance(teacher, TopK) else None
     if dense is not None:
@@ -334,8 +334,3 @@ def knobs_of(
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """That of maxima, sums and losses: fp32, or better."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def _default_dtype(hidden: Tensor) -> torch.dtype:
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

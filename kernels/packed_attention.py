@@ -6,6 +6,7 @@ tokens of a batch in one row, cut at `offsets`. Its signature has changed from v
 Shapes: B rows, T tokens, H query heads, K key/value heads, Dh head width, S documents of all rows.
 """
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from tutelage.kernels.dispatch import constant
 
+varlen_attn: Callable[..., Any] | None = None
 try:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
+
+    varlen_attn = varlen.varlen_attn
 except ImportError:  # a PyTorch before 2.10
-    varlen_attn = None
+    pass
 
 DTYPES = (torch.float16, torch.bfloat16)
 WIDEST, OLDEST = 256, (8, 0)
@@ -56,6 +60,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor
     if groups > 1 and not sharing:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     # no document is longer than a row, and how long the longest is only the device knows
+    assert varlen_attn is not None
     out: Tensor = varlen_attn(q, k, v, offsets, offsets, T, T, **OPTIONS["causal"], **sharing)
     return out.view(B, T, H, Dh).transpose(1, 2)
 

@@ -68,6 +68,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, last: Tensor, rope: tuple[Tensor, Te
     if not q.numel() or not k.numel() or q.shape[1] % k.shape[1]:
         raise ValueError(f"no dimension may be empty, and K must divide H: {seen}")
     B, _, T, Dh = q.shape
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must share one dtype, got {q.dtype}, {k.dtype}, {v.dtype}: {seen}")
+    if lack := lacks(q.dtype, Dh):
+        raise ValueError(f"the kernel needs {lack}: {seen}")
     if last.shape != (B, T) or last.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"last must be (B, T) int32 or int64, got {last.dtype}: {seen}")
     tables = {(tuple(x.shape), x.dtype) for x in rope or ()}
@@ -75,10 +79,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, last: Tensor, rope: tuple[Tensor, Te
         raise ValueError(f"cos and sin must both be fp32 (B or 1, 1, T, Dh), got {tables}: {seen}")
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
         raise ValueError(f"heads must be contiguous, got strides {q.stride()}, {k.stride()}, {v.stride()}: {seen}")
-    if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"q, k and v must share one dtype, got {q.dtype}, {k.dtype}, {v.dtype}: {seen}")
-    if lack := lacks(q.dtype, Dh):
-        raise ValueError(f"the kernel needs {lack}: {seen}")
     if not (q.is_cuda or interpreted()):
         raise ValueError(f"a Triton kernel needs CUDA tensors, got {q.device}: {seen}")
 

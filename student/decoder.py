@@ -92,12 +92,12 @@ class Decoder(nn.Module):
         x = F.dropout(x, config.dropout, self.training)
         tapped = {}
         for layer, block in enumerate(self.layers):
-            if cache is not None:
-                x = block._call_impl(x, rope, sight, cache)  # never compiled: each step would be, as its cache has grown
-            elif self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rope, sight, cache, use_reentrant=False)
+            # over a cache it is not compiled: each step would be, as the cache has grown
+            run: Callable[..., Tensor] = block if cache is None else block._call_impl
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(run, x, rope, sight, cache, use_reentrant=False)
             else:
-                x = block(x, rope, sight, cache)
+                x = run(x, rope, sight, cache)
             if layer in layers:
                 tapped[layer] = x
         return StudentOutput(self.norm(x), tuple(tapped[layer] for layer in layers))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tests.kernels.device import DEVICE, GPU
+from tests.kernels.device import DEVICE
 from tutelage.kernels import native
 from tutelage.kernels.head_gradient import STRIP, HeadGradient, scaled
 

@@ -319,7 +319,10 @@ def test_nothing_in_nothing_out(shape):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": (1, 2, 5, 9), "k": (1, 1, 5, 9), "v": (1, 1, 5, 9)}, r"head size that is an even number from 2 to 128, got 9: q \(1, 2, 5, 9\)"),
+        (
+            {"q": (1, 2, 5, 9), "k": (1, 1, 5, 9), "v": (1, 1, 5, 9)},
+            r"even number .*, got 9: q \(1, 2, 5, 9\)",
+        ),
         ({"q": (1, 2, 5, 130), "k": (1, 1, 5, 130), "v": (1, 1, 5, 130)}, "got 130"),
         ({"q": (1, 2, 5, 0), "k": (1, 1, 5, 0), "v": (1, 1, 5, 0)}, "got 0"),
         ({"k": (1, 3, 5, 8), "v": (1, 3, 5, 8)}, "3 key/value heads do not divide 2"),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tutelage.kernels.divergences import KINDS
+from tutelage.kernels.reference import IGNORE
 
 
 def options(kind: str, mix: Tensor | float | None, temperature: Tensor | float, sparse: bool) -> None:
@@ -24,7 +25,8 @@ def options(kind: str, mix: Tensor | float | None, temperature: Tensor | float, 
 
 
 def accumulation(asked: torch.dtype, *possible: torch.dtype) -> None:
-    """The dtype that ∂head is summed in."""
+    """The dtype that ∂head is summed in; in fp16 a sum of many tokens overflows."""
+    possible = tuple(dict.fromkeys(x for x in possible if x != torch.float16))
     if asked not in possible:
         raise ValueError(f"accum_dtype must be {' or '.join(map(str, possible))}, got {asked}")
 
@@ -71,6 +73,22 @@ def sparse(student: Tensor, ids: Tensor, log_probs: Tensor, vocab_size: int) -> 
         raise ValueError(f"top-k ids and log_probs must both be (N, k): {seen}")
     if not 0 < ids.shape[1] <= vocab_size:
         raise ValueError(f"k must be from 1 to the vocabulary of {vocab_size}: {seen}")
+
+
+def target_values(targets: Tensor, vocab_size: int, count: int | None) -> None:
+    """Targets `(N,)` of the vocabulary or IGNORE, and as many of them as `count` says.
+
+    A GPU is not waited for: there a device-side assertion ends the process. On a CPU ValueError is raised for the
+    count, and for a target by what would read it.
+    """
+    named = targets != IGNORE
+    if targets.is_cuda:
+        inside = ((targets >= 0) & (targets < vocab_size)) | ~named
+        torch._assert_async(inside.all(), f"targets leave the vocabulary of {vocab_size}")
+        if count is not None:
+            torch._assert_async(named.sum() == count, f"targets that count are not {count}")
+    elif count is not None and targets.device.type == "cpu" and int(named.sum()) != count:
+        raise ValueError(f"count says that {count} targets count, and {int(named.sum())} do")
 
 
 def dense_values(t: Tensor, picked: Tensor, name: str) -> None:

@@ -18,12 +18,15 @@ from torch import Tensor
 from tutelage.kernels import checks, rows
 from tutelage.kernels.dispatch import Impl, pick
 from tutelage.kernels.divergences import KINDS
-from tutelage.kernels.head_gradient import HeadGradient, scaled
+from tutelage.kernels.head_gradient import HeadGradient, kept_dtype, scaled
+from tutelage.kernels.launch import matmul_dtype, only_once
 from tutelage.kernels.reference import IGNORE
 from tutelage.kernels.rows import ChunkTeacher, Knobs, TopK, Work
 
 CHUNK = {"cpu": 2048, "cuda": 1024}
-"""Tokens whose student logits are held at a time, where nobody says."""
+"""Most tokens whose student logits are held at a time, where nobody says; and never more than half of all."""
+ALIGNED = 64
+"""Entries that a row of logits in a buffer begins at a multiple of: matmuls into odd rows are slow on a GPU."""
 T_BLOCKS = {"cpu": 4}
 """Parts of a chunk whose teacher logits are made and used up one after the other; a GPU makes them at once."""
 _kept = threading.local()
@@ -97,22 +100,23 @@ def linear_divergence(
     vocab_size = head.shape[0] if vocab_size is None else vocab_size
     checks.sizes(hidden, head, targets, vocab_size)
     checks.options(kind, mix, temperature, sparse=isinstance(teacher, TopK))
-    dtype = compute_dtype or _default_dtype(hidden)
+    dtype = compute_dtype or matmul_dtype(hidden)
     dense = teacher if isinstance(teacher, DenseTeacher) else None
     top = teacher if isinstance(teacher, TopK) else None
     if dense is not None:
         checks.dense(hidden, dense.hidden, dense.head, dense.bias, vocab_size)
     if top is not None:
         checks.sparse(hidden, top.ids, top.log_probs, vocab_size)
-    checks.accumulation(accum_dtype or dtype, dtype, statistics_dtype(dtype))
+    checks.accumulation(accum_dtype or statistics_dtype(dtype), dtype, statistics_dtype(dtype))
     knobs = knobs_of(kd_weight, ce_weight, temperature, KINDS[kind].mix if mix is None else mix, hidden.device, dtype)
-    impl = pick("linear_divergence", impl, hidden, native=rows.has_native(kind, teacher, knobs.requires_grad, dtype))
+    native = rows.has_native(kind, teacher, knobs.requires_grad, dtype)
+    impl = pick("linear_divergence", impl, hidden, rows.triton_needs(teacher), native)
     total, parts, *_ = torch.ops.tutelage.linear_divergence(
         hidden, head, targets, knobs,
         *((None, None, None, 1.0, None) if dense is None else dense),
         *((None, None) if top is None else top),
         kind, vocab_size, dtype,
-        chunk_size or CHUNK.get(hidden.device.type, 1024),
+        chunk_size or max(1, min(CHUNK.get(hidden.device.type, 1024), -(-len(hidden) // 2))),
         accum_dtype or statistics_dtype(dtype),
         not isinstance(temperature, float | int) or temperature != 1,
         # Inside a custom op grad mode is off, so the decision is made here and handed in.
@@ -168,6 +172,7 @@ def sweep(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The whole computation, chunk by chunk; see `_linear_divergence`."""
     dtype = plan.compute_dtype
+    checks.target_values(targets, work.vocab_size, plan.count)
     picked = counted(targets, plan.count)  # ignored rows never reach a matmul
     if plan.check_values:
         _check_values(teacher, picked, work.vocab_size)
@@ -197,7 +202,8 @@ def sweep(
             d_head.add(x, s)
 
     total, parts, d_knobs = totals_of(sums, knobs, len(picked), work.with_grad)
-    return total, parts, d_hidden, d_head.total(weight) if work.with_grad else weight.new_empty(0), d_knobs
+    kept = kept_dtype(dtype, plan.accum_dtype, head.dtype)
+    return total, parts, d_hidden, d_head.total(weight, kept) if work.with_grad else weight.new_empty(0), d_knobs
 
 
 def _check_values(teacher: DenseTeacher | TopK | None, picked: Tensor, vocab_size: int) -> None:
@@ -208,18 +214,19 @@ def _check_values(teacher: DenseTeacher | TopK | None, picked: Tensor, vocab_siz
 
 
 def workspace(name: str, rows: int, width: int, like: Tensor) -> Tensor:
-    """An uninitialised `(rows, width)` for use inside one call.
+    """An uninitialised `(rows, width)` for use inside one call, whose rows begin at multiples of `ALIGNED`.
 
     On a CPU its memory is kept for this thread's next call: fresh pages cost as much time as the matmul that fills
     them. A GPU's allocator does the same by itself.
     """
+    stride = -(-width // ALIGNED) * ALIGNED
     if like.device.type != "cpu":
-        return like.new_empty(rows, width)
+        return like.new_empty(rows, stride)[:, :width]
     kept, key = _kept.__dict__, f"{name} {like.dtype}"
-    if key not in kept or kept[key].numel() < rows * width:
+    if key not in kept or kept[key].numel() < rows * stride:
         with torch.inference_mode(False):  # or no later call could write to it
-            kept[key] = like.new_empty(rows * width)
-    found: Tensor = kept[key][: rows * width].view(rows, width)
+            kept[key] = like.new_empty(rows * stride)
+    found: Tensor = kept[key][: rows * stride].view(rows, stride)[:, :width]
     return found
 
 
@@ -257,10 +264,11 @@ def totals_of(sums: Tensor, knobs: Tensor, count: int, with_grad: bool) -> tuple
 def _(
     hidden: Tensor, head: Tensor, targets: Tensor, knobs: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype, with_grad = rest[9], rest[13]
+    dtype, accum_dtype, with_grad = rest[9], rest[11], rest[13]
     weight = head.to(dtype)
+    kept = kept_dtype(dtype, accum_dtype, head.dtype)
     gradients = (
-        (hidden.new_empty(hidden.shape), HeadGradient.like(weight), knobs.new_empty(4))
+        (hidden.new_empty(hidden.shape), HeadGradient.like(weight, kept), knobs.new_empty(4))
         if with_grad
         else (hidden.new_empty(0), weight.new_empty(0), knobs.new_empty(0))
     )
@@ -282,10 +290,12 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | N
         return (None,) * len(ctx.needs_input_grad)
     d_hidden, d_head, d_knobs = ctx.saved_tensors
     return (
-        d_hidden * grad_total.to(d_hidden.dtype) if needs_hidden else None,
-        scaled(d_head, grad_total, ctx.dtype, ctx.impl) if needs_head else None,
-        None,
-        d_knobs * grad_total if needs_knobs else None,
+        *only_once(
+            d_hidden * grad_total.to(d_hidden.dtype) if needs_hidden else None,
+            scaled(d_head, grad_total, ctx.dtype, ctx.impl) if needs_head else None,
+            None,
+            d_knobs * grad_total if needs_knobs else None,
+        ),
         *(None,) * (len(ctx.needs_input_grad) - 4),
     )
 
@@ -324,8 +334,3 @@ def knobs_of(
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """That of maxima, sums and losses: fp32, or better."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def _default_dtype(hidden: Tensor) -> torch.dtype:
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

@@ -11,8 +11,9 @@ from torch import Tensor
 from tutelage.kernels import checks
 from tutelage.kernels.dispatch import Impl, pick
 from tutelage.kernels.divergences import KINDS
+from tutelage.kernels.launch import only_once
 from tutelage.kernels.linear_divergence import LossSums, counted, knobs_of, row_work, totals_of
-from tutelage.kernels.rows import ChunkTeacher, TopK, Work, has_native, take
+from tutelage.kernels.rows import ChunkTeacher, TopK, Work, has_native, take, triton_needs
 
 
 def logit_divergence(
@@ -42,7 +43,8 @@ def logit_divergence(
         kd_weight, ce_weight, temperature, KINDS[kind].mix if mix is None else mix, logits.device, logits.dtype
     )
     dtypes = [x.dtype for x in (logits, teacher) if isinstance(x, Tensor)]
-    impl = pick("logit_divergence", impl, logits, native=has_native(kind, teacher, knobs.requires_grad, *dtypes))
+    native = has_native(kind, teacher, knobs.requires_grad, *dtypes)
+    impl = pick("logit_divergence", impl, logits, triton_needs(teacher), native)
     total, parts, *_ = torch.ops.tutelage.logit_divergence(
         logits, targets, knobs,
         teacher if isinstance(teacher, Tensor) else None,
@@ -73,6 +75,7 @@ def _logit_divergence(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(total, parts, ∂logits, ∂knobs); the last two are empty without gradient."""
     work = Work(kind, logits.shape[1], tempered, with_grad, by_temperature, masked=True)
+    checks.target_values(targets, work.vocab_size, None)
     picked = counted(targets, None)
     teacher: ChunkTeacher = t_logits if t_ids is None or t_log_probs is None else TopK(t_ids, t_log_probs)
     if check_values and isinstance(teacher, TopK):
@@ -109,9 +112,11 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | N
     if grad_total is None:
         return (None,) * len(ctx.needs_input_grad)
     return (
-        d_logits * grad_total.to(d_logits.dtype) if needs_logits else None,
-        None,
-        d_knobs * grad_total if needs_knobs else None,
+        *only_once(
+            d_logits * grad_total.to(d_logits.dtype) if needs_logits else None,
+            None,
+            d_knobs * grad_total if needs_knobs else None,
+        ),
         *(None for _ in rest),
     )
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from tutelage.kernels.launch import only_once
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -16,7 +17,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     The normalised rows are rounded to the dtype of `x` before the weight, as Llama does.
     """
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # a compiler fuses the composite itself
         out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return out
     return weight * F.rms_norm(x.float(), weight.shape, eps=eps).to(x.dtype)
@@ -35,11 +36,10 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         rows = (grad * x).reshape(-1, x.shape[-1]).to(scale.dtype)  # (N, D)
         d_weight = scale.view(1, -1) @ rows  # (1, D)
         along = (rows @ weight.to(rows.dtype)).view_as(scale)  # Σ_d grad·weight·x
         d_x = (grad * weight * scale).addcmul_(x, along * scale**3, value=-1 / x.shape[-1])
-        return d_x.to(x.dtype), d_weight[0].to(weight.dtype), None
+        return only_once(d_x.to(x.dtype), d_weight[0].to(weight.dtype), None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tutelage.kernels import native
-from tutelage.kernels.dispatch import compiled
+from tutelage.kernels.dispatch import Needs, compiled
 from tutelage.kernels.divergences import between
 
 
@@ -63,12 +63,16 @@ def take(teacher: ChunkTeacher, rows: Tensor | slice) -> ChunkTeacher:
 
 def eager(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 0) -> Tensor:
     """Sums over a chunk `(3,)`: divergence, cross-entropy and ∂D/∂τ; `s (C, ≥V)` becomes ∂total/∂s if so wanted."""
-    sweep = _sweep_in_place if plain(work.kind, teacher, work.by_temperature) else _sweep
-    return sweep(s, teacher, targets, knobs, work, rows or (8 if s.device.type == "cpu" else 128))
+    on_cpu = s.device.type == "cpu"
+    sweep = _sweep_in_place if on_cpu and plain(work.kind, teacher, work.by_temperature) else _sweep
+    return sweep(s, teacher, targets, knobs, work, rows or (8 if on_cpu else 256))
 
 
-def compile(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 16) -> Tensor:
-    """As `eager`, by our C++ where it does this work, else with the work on a slice compiled to one or two passes."""
+def compile(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int = 0) -> Tensor:
+    """As `eager`, by our C++ where it does this work, else with the work on a slice compiled to one or two passes.
+
+    Off the CPU a slice is the chunk: what is compiled holds little of it at a time.
+    """
     dtypes = [x.dtype for x in (s, teacher) if isinstance(x, Tensor)]
     if (
         s.device.type == "cpu"
@@ -80,6 +84,7 @@ def compile(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, wo
         weights = (kd_weight, ce_weight, temperature, FLOOR if work.masked else -math.inf)
         found = native.sweep(s, teacher, targets, work.vocab_size, weights, work.with_grad)
         return torch.stack((*found.sum(0), found.new_zeros(()))).to(knobs.dtype)
+    rows = rows or (16 if s.device.type == "cpu" else max(1, len(s)))
     return _sweep(s, teacher, targets, knobs, work, rows, compile=True)
 
 
@@ -91,6 +96,11 @@ def plain(kind: str, teacher: object, by_temperature: bool) -> bool:
 def has_native(kind: str, teacher: object, by_temperature: bool, *dtypes: torch.dtype) -> bool:
     """Whether `native.cpp` does this work on logits of these dtypes."""
     return plain(kind, teacher, by_temperature) and native.takes(*dtypes)
+
+
+def triton_needs(teacher: object) -> Needs:
+    """What `dispatch.pick` asks the Triton kernel."""
+    return "triton_rows", teacher.ids.shape[1] if isinstance(teacher, TopK) else 0
 
 
 def _sweep(
@@ -154,7 +164,7 @@ def _remainder(mass: Tensor) -> Tensor:
 
 
 def _sweep_in_place(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work, rows: int) -> Tensor:
-    """As `_sweep` for the forward KL or no teacher: every operation in place, in three buffers that stay in cache.
+    """As `_sweep` on a CPU, for the forward KL or no teacher: in place, in three buffers that stay in cache.
 
     ∂(τ²·KL)/∂z = τ(Q_τ − P_τ). At τ = 1 one softmax of the student serves both terms.
     """

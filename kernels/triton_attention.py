@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tutelage.kernels import triton_attention_kernels as kernels
 from tutelage.kernels.ahead_of_time import Variant
+from tutelage.kernels.launch import on_its_device, only_once
 
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.JITFunction)
 DTYPES = (torch.float16, torch.float32, torch.float64 if INTERPRETED else torch.bfloat16)
@@ -41,7 +42,8 @@ TILES: dict[int, dict[Kind, Tile]] = {
 """By padded head size, for 16-bit inputs; chosen with `ahead_of_time`."""
 WIDE = Tile(32, 32, 8, 1)
 """For 32- and 64-bit inputs: their exact products run outside the tensor cores and want many registers."""
-ROTATED_ROWS = 64
+ROTATED_ROWS, WIDEST = 64, 128
+"""Rows that a program rotates, and the largest head size."""
 
 
 def causal_attention(
@@ -58,9 +60,17 @@ def causal_attention(
     by it. The result lies in memory as `(B, T, H, Dh)`. Raises ValueError, naming shapes, before any launch.
     """
     _check(q, k, v, first, rope)
+    first = None if first is None else first.to(torch.int32).contiguous()  # as `documents` makes it
     cos, sin = rope or (None, None)
     out: Tensor = _forward(q, k, v, first, cos, sin)[0]
     return out
+
+
+def lacks(dtype: torch.dtype, head_size: int) -> str | None:
+    """What these kernels want and inputs of this dtype and head size are not, or None."""
+    if head_size % 2 or not 2 <= head_size <= WIDEST:
+        return f"a head size that is an even number from 2 to {WIDEST}, got {head_size}"
+    return None if dtype in DTYPES else f"one dtype of {DTYPES}, got {dtype}"
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, rope: tuple[Tensor, Tensor] | None) -> None:
@@ -71,10 +81,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, rope: tuple[Te
     B, H, T, Dh = q.shape
     if not k.shape[1] or H % k.shape[1]:
         raise ValueError(f"{k.shape[1]} key/value heads do not divide {H} query heads: {seen}")
-    if Dh % 2 or not 2 <= Dh <= 128:
-        raise ValueError(f"head size {Dh} is not an even number from 2 to 128: {seen}")
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
-        raise ValueError(f"q, k and v must share one dtype of {DTYPES}, got {q.dtype}, {k.dtype}, {v.dtype}: {seen}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must share one dtype, got {q.dtype}, {k.dtype}, {v.dtype}: {seen}")
+    if lack := lacks(q.dtype, Dh):
+        raise ValueError(f"the kernel needs {lack}: {seen}")
     if not (INTERPRETED or q.is_cuda):
         raise ValueError(f"a Triton kernel needs CUDA tensors, got {q.device}: {seen}")
     if first is not None and (first.shape != (B, T) or first.dtype not in (torch.int32, torch.int64)):
@@ -86,6 +96,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, rope: tuple[Te
 
 
 @torch.library.custom_op("tutelage::causal_attention", mutates_args=())
+@on_its_device
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, cos: Tensor | None, sin: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,18 +107,17 @@ def _forward(
     B, H, T, _ = q.shape
     q, k, v = map(_rows, (q, k, v))
     cos, sin, *c_strides = _table(cos, sin)
-    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        if cos is not None:
-            sizes = {"HEAD": q.shape[-1], "HALF": _half(q), "ROWS": ROTATED_ROWS}
-            K = k.shape[1]
-            kernels.rotate_kernel[B * K, triton.cdiv(T, ROTATED_ROWS)](
-                k, turned, cos, sin, *_strides(k), *c_strides, K, T, **sizes
-            )
-            k = turned
-        tile, options = _plan("forward", q, k)
-        kernels.forward_kernel[B * H, triton.cdiv(T, tile.queries)](
-            q, k, v, out, lse, _int32(first), cos, sin, *_strides(q, k, v), *c_strides, H, T, **options
+    if cos is not None:
+        sizes = {"HEAD": q.shape[-1], "HALF": _half(q), "ROWS": ROTATED_ROWS}
+        K = k.shape[1]
+        kernels.rotate_kernel[B * K, triton.cdiv(T, ROTATED_ROWS)](
+            k, turned, cos, sin, *_strides(k), *c_strides, K, T, **sizes
         )
+        k = turned
+    tile, options = _plan("forward", q, k)
+    kernels.forward_kernel[B * H, triton.cdiv(T, tile.queries)](
+        q, k, v, out, lse, _int32(first), cos, sin, *_strides(q, k, v), *c_strides, H, T, **options
+    )
     return out, lse, turned
 
 
@@ -121,6 +131,7 @@ def _outputs(
 
 
 @torch.library.custom_op("tutelage::causal_attention_backward", mutates_args=())
+@on_its_device
 def _backward(
     grad: Tensor,
     q: Tensor,
@@ -145,17 +156,16 @@ def _backward(
     last = None if first is None else _last(first)
     turned = q if cos is None else torch.empty(q.shape, dtype=q.dtype, device=q.device)
     delta = torch.empty_like(lse)
-    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        tile, options = _plan("dq", q, k)
-        kernels.dq_kernel[B * H, triton.cdiv(T, tile.queries)](
-            grad, q, k, v, out, lse, first, cos, sin, dq, turned, delta,
-            *_strides(grad, q, k, v), *c_strides, H, T, **options,
-        )  # fmt: skip
-        tile, options = _plan("dkv", q, k)
-        kernels.dkv_kernel[B * K, triton.cdiv(T, tile.keys)](
-            grad, turned, k, v, lse, delta, first, last, cos, sin, dk, dv,
-            *_strides(grad, turned, k, v), *c_strides, K, T, **options,
-        )  # fmt: skip
+    tile, options = _plan("dq", q, k)
+    kernels.dq_kernel[B * H, triton.cdiv(T, tile.queries)](
+        grad, q, k, v, out, lse, first, cos, sin, dq, turned, delta,
+        *_strides(grad, q, k, v), *c_strides, H, T, **options,
+    )  # fmt: skip
+    tile, options = _plan("dkv", q, k)
+    kernels.dkv_kernel[B * K, triton.cdiv(T, tile.keys)](
+        grad, turned, k, v, lse, delta, first, last, cos, sin, dk, dv,
+        *_strides(grad, turned, k, v), *c_strides, K, T, **options,
+    )  # fmt: skip
     return dq, dk, dv
 
 
@@ -175,7 +185,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
-    return (*_backward(grad, *ctx.saved_tensors), None, None, None)
+    return (*only_once(*_backward(grad, *ctx.saved_tensors)), None, None, None)
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
@@ -222,14 +232,16 @@ def _half(q: Tensor) -> int:
 def _plan(kind: Kind, q: Tensor, k: Tensor) -> tuple[Tile, dict[str, Any]]:
     """A kernel's tile, and its compile-time arguments."""
     tile = WIDE if q.element_size() > 2 else TILES[2 * _half(q)][kind]
-    capped = tile.registers is not None and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (9, 0)
+    on_nvidia = q.is_cuda and torch.version.hip is None  # HIP takes no `maxnreg`
+    capped = tile.registers is not None and on_nvidia and torch.cuda.get_device_capability(q.device) >= (9, 0)
     return tile, {
         "GROUPS": q.shape[1] // k.shape[1],
         "HEAD": q.shape[-1],
         "HALF": _half(q),
         "QUERIES": tile.queries,
         "KEYS": tile.keys,
-        "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        # that of cuBLAS; to ask torch.get_float32_matmul_precision fails where somebody has set this one
+        "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         **({"maxnreg": tile.registers} if capped else {}),

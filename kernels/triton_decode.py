@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tutelage.kernels.ahead_of_time import Variant
 from tutelage.kernels.dispatch import interpreted
+from tutelage.kernels.launch import on_its_device
 
 
 class Tile(NamedTuple):
@@ -33,7 +34,7 @@ TILES = {32: Tile(64, 128, 4, 3), 64: Tile(64, 64, 4, 3), 128: Tile(64, 64, 4, 3
 """By padded head size, for 16-bit inputs."""
 WIDE = Tile(16, 32, 4, 3)
 """For 32- and 64-bit inputs: their exact products use no tensor cores, and a larger tile spills."""
-MIN_ROWS, MAX_SPLITS = 16, 64
+MIN_ROWS, MAX_SPLITS, WIDEST = 16, 64, 128
 
 
 def decode_attention(
@@ -51,6 +52,14 @@ def decode_attention(
     return out
 
 
+def lacks(dtype: torch.dtype, head_size: int) -> str | None:
+    """What these kernels want and inputs of this dtype and head size are not, or None."""
+    if head_size % 2 or not 2 <= head_size <= WIDEST:
+        return f"a head size that is an even number from 2 to {WIDEST}, got {head_size}"
+    known = (torch.float16, torch.float32, torch.float64 if interpreted() else torch.bfloat16)  # garbage in there
+    return None if dtype in known else f"one dtype of {known}, got {dtype}"
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, last: Tensor, rope: tuple[Tensor, Tensor] | None) -> None:
     """Names what is wrong with the arguments, if anything is."""
     seen = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, last {tuple(last.shape)}"
@@ -59,8 +68,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, last: Tensor, rope: tuple[Tensor, Te
     if not q.numel() or not k.numel() or q.shape[1] % k.shape[1]:
         raise ValueError(f"no dimension may be empty, and K must divide H: {seen}")
     B, _, T, Dh = q.shape
-    if Dh % 2 or Dh > 128:
-        raise ValueError(f"head size {Dh} is not an even number from 2 to 128: {seen}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must share one dtype, got {q.dtype}, {k.dtype}, {v.dtype}: {seen}")
+    if lack := lacks(q.dtype, Dh):
+        raise ValueError(f"the kernel needs {lack}: {seen}")
     if last.shape != (B, T) or last.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"last must be (B, T) int32 or int64, got {last.dtype}: {seen}")
     tables = {(tuple(x.shape), x.dtype) for x in rope or ()}
@@ -68,14 +79,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, last: Tensor, rope: tuple[Tensor, Te
         raise ValueError(f"cos and sin must both be fp32 (B or 1, 1, T, Dh), got {tables}: {seen}")
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
         raise ValueError(f"heads must be contiguous, got strides {q.stride()}, {k.stride()}, {v.stride()}: {seen}")
-    known = (torch.float16, torch.float32, torch.float64 if interpreted() else torch.bfloat16)  # garbage in there
-    if q.dtype not in known or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"q, k and v must share one dtype of {known}, got {q.dtype}, {k.dtype}, {v.dtype}: {seen}")
     if not (q.is_cuda or interpreted()):
         raise ValueError(f"a Triton kernel needs CUDA tensors, got {q.device}: {seen}")
 
 
 @torch.library.custom_op("tutelage::decode_attention", mutates_args=())
+@on_its_device
 def _launch(q: Tensor, k: Tensor, v: Tensor, last: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
     B, H, T, Dh = q.shape
     K, L = k.shape[1:3]

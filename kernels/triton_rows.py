@@ -17,47 +17,61 @@ from torch import Tensor
 from tutelage.kernels import rows as plain
 from tutelage.kernels.ahead_of_time import Variant
 from tutelage.kernels.divergences import KINDS
+from tutelage.kernels.launch import on_its_device
 from tutelage.kernels.rows import ChunkTeacher, TopK, Work
 
 
 class Tile(NamedTuple):
-    """Tokens of a sweep's step, and the warps that share them."""
+    """Tokens of a sweep's step, the warps that share them, and how many steps are loaded at once."""
 
     tokens: int
     warps: int
     stages: int
 
 
-TILES = {"dense": Tile(4096, 16, 2), "sparse": Tile(4096, 8, 2)}
-"""The static table; 49,152 = 12 · 4096."""
-
+TILES = {"dense": Tile(4096, 16, 2), "dense, sums first": Tile(4096, 16, 1), "sparse": Tile(4096, 8, 2)}
+"""The static table; 49,152 = 12 · 4096. With two stages a kernel that sums first spills, or fewer of it run at once."""
 FLOOR = tl.constexpr(plain.FLOOR)
 NO_SUM_FIRST = ("forward_kl", "taid")
 """Their slope q − p (or q − u) needs no sum over the row."""
+MOST_NAMED = 1024
+"""Tokens that a sparse teacher may name: the kernel holds them in registers."""
 
 
+def lacks(named: int) -> str | None:
+    """What these kernels want and a sparse teacher of so many tokens is not, or None."""
+    return f"at most {MOST_NAMED} tokens of a sparse teacher, got {named}" if named > MOST_NAMED else None
+
+
+@on_its_device
 def rows(s: Tensor, teacher: ChunkTeacher, targets: Tensor, knobs: Tensor, work: Work) -> Tensor:
     """See `tutelage.kernels.rows.eager`: sums `(3,)`, and ∂total/∂s over `s (C, ≥V)`."""
     out = torch.empty(3, len(s), dtype=knobs.dtype, device=s.device)
     if not len(s):
         return out.sum(1)
+    if s.stride(1) != 1:
+        raise ValueError(f"logits must lie row by row, got strides {s.stride()}")
+    targets = targets.contiguous()
     common: dict[str, Any] = {"TEMPERED": work.tempered, "WITH_GRAD": work.with_grad, "KIND": work.kind}
     common["ACC"] = tl.float64 if knobs.dtype == torch.float64 else tl.float32
     if isinstance(teacher, TopK):
         tile, k = TILES["sparse"], teacher.ids.shape[1]
+        if lack := lacks(k):
+            raise ValueError(f"the kernel needs {lack}")
         ids, log_probs = teacher.ids.contiguous(), teacher.log_probs.contiguous()
         _sparse_rows[(len(s),)](
             s, ids, log_probs, targets, knobs, out, s.stride(0), len(s), work.vocab_size, k,
-            TILE=_tile(tile, work.vocab_size), K=triton.next_power_of_2(k), num_warps=tile.warps,
-            num_stages=tile.stages, **common,
+            TILE=_tile(tile, work.vocab_size), K=triton.next_power_of_2(k), STAGES=tile.stages, num_warps=tile.warps,
+            **common,
         )  # fmt: skip
         return out.sum(1)
-    tile = TILES["dense"]
+    sums_first = work.by_temperature or work.kind not in NO_SUM_FIRST
+    tile = _dense_tile(sums_first)
+    teacher = teacher if teacher is None or teacher.stride(1) == 1 else teacher.contiguous()
     _dense_rows[(len(s),)](
         s, teacher, targets, knobs, out, s.stride(0), 0 if teacher is None else teacher.stride(0), len(s),
         work.vocab_size, TILE=_tile(tile, work.vocab_size), HAS_TEACHER=teacher is not None, MASKED=work.masked,
-        BY_TEMPERATURE=work.by_temperature, SUMS_FIRST=work.by_temperature or work.kind not in NO_SUM_FIRST,
-        num_warps=tile.warps, num_stages=tile.stages, **common,
+        BY_TEMPERATURE=work.by_temperature, SUMS_FIRST=sums_first, STAGES=tile.stages, num_warps=tile.warps, **common,
     )  # fmt: skip
     return out.sum(1)
 
@@ -74,9 +88,10 @@ def variants() -> list[Variant]:
 
 def _variant(name: str, kind: str, tempered: bool, by_temperature: bool, vocab_size: int = 49_152) -> Variant:
     """Costs count an exponential as one operation; what sweeps read again comes from L2."""
-    kernel, tile = {"dense": _dense_rows, "sparse": _sparse_rows}[name], TILES[name]
     sums_first = by_temperature or kind not in NO_SUM_FIRST
+    kernel, tile = {"dense": (_dense_rows, _dense_tile(sums_first)), "sparse": (_sparse_rows, TILES["sparse"])}[name]
     known = {"KIND": kind, "TEMPERED": tempered, "WITH_GRAD": True, "TILE": tile.tokens, "ACC": tl.float32}
+    known["STAGES"] = tile.stages
     known |= (
         {"HAS_TEACHER": True, "MASKED": False, "BY_TEMPERATURE": by_temperature, "SUMS_FIRST": sums_first}
         if name == "dense"
@@ -97,16 +112,20 @@ def _variant(name: str, kind: str, tempered: bool, by_temperature: bool, vocab_s
     )
 
 
+def _dense_tile(sums_first: bool) -> Tile:
+    return TILES["dense, sums first" if sums_first else "dense"]
+
+
 def _tile(tile: Tile, vocab_size: int) -> int:
     return min(tile.tokens, int(triton.next_power_of_2(vocab_size)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C"])
 def _dense_rows(
     s_ptr, t_ptr, target_ptr, knob_ptr, out_ptr, s_stride, t_stride, C, V,
     KIND: tl.constexpr, TEMPERED: tl.constexpr, HAS_TEACHER: tl.constexpr, MASKED: tl.constexpr,
     WITH_GRAD: tl.constexpr, BY_TEMPERATURE: tl.constexpr, SUMS_FIRST: tl.constexpr, TILE: tl.constexpr,
-    ACC: tl.constexpr,
+    STAGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     s_ptr += row * s_stride
@@ -121,7 +140,7 @@ def _dense_rows(
     m_q, z_q = _nothing(ACC)
     m_p, z_p = _nothing(ACC)
     m_u, z_u = _nothing(ACC)
-    for start in range(0, V, TILE):
+    for start in tl.range(0, V, TILE, num_stages=STAGES):
         at = start + lanes
         z = _load(s_ptr, at, V, MASKED, ACC)
         m_q, z_q = _grow(m_q, z_q, z * cool if TEMPERED else z)
@@ -148,7 +167,7 @@ def _dense_rows(
         sum_p = tl.zeros((), ACC)
         along_q, mean_q = tl.zeros((), ACC), tl.zeros((), ACC)
         along_p, mean_p = tl.zeros((), ACC), tl.zeros((), ACC)
-        for start in range(0, V, TILE):
+        for start in tl.range(0, V, TILE, num_stages=STAGES):
             at = start + lanes
             z, t = _load(s_ptr, at, V, MASKED, ACC), _load(t_ptr, at, V, MASKED, ACC)
             log_q = (z * cool if TEMPERED else z) - m_q - l_q
@@ -173,12 +192,13 @@ def _dense_rows(
         tl.store(out_ptr + 2 * C + row, tl.zeros((), ACC))
 
     # 3. the slope (and the value, where it was not needed before)
-    target = tl.load(target_ptr + row).to(tl.int32)
-    at_target = _load(s_ptr, target, V, MASKED, ACC)
+    target = tl.load(target_ptr + row)
+    at_target = _at(s_ptr, target, target >= 0, V, MASKED, ACC)
+    target = target.to(tl.int32)
     if WITH_GRAD:
         tl.debug_barrier()  # its logit is about to be overwritten
     if WITH_GRAD or (HAS_TEACHER and not SUMS_FIRST):
-        for start in range(0, V, TILE):
+        for start in tl.range(0, V, TILE, num_stages=STAGES):
             at = start + lanes
             inside = at < V
             z = _load(s_ptr, at, V, MASKED, ACC)
@@ -199,11 +219,11 @@ def _dense_rows(
     tl.store(out_ptr + C + row, l_1 - (at_target - m_1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C"])
 def _sparse_rows(
     s_ptr, id_ptr, log_prob_ptr, target_ptr, knob_ptr, out_ptr, s_stride, C, V, k,
     KIND: tl.constexpr, TEMPERED: tl.constexpr, WITH_GRAD: tl.constexpr, TILE: tl.constexpr, K: tl.constexpr,
-    ACC: tl.constexpr,
+    STAGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The top k logits are set aside and replaced by −inf, so that the others are summed without cancellation."""
     row = tl.program_id(0).to(tl.int64)
@@ -213,17 +233,20 @@ def _sparse_rows(
     lanes, top = tl.arange(0, TILE), tl.arange(0, K)
     named = top < k
     ids = tl.load(id_ptr + row * k + top, mask=named, other=0)
+    written = named & (ids >= 0) & (ids < V)  # nothing else is touched, and where an id is not, the loss is NaN
     log_k = tl.load(log_prob_ptr + row * k + top, mask=named, other=-float("inf")).to(ACC)
-    z_k = tl.where(named, _load(s_ptr, ids, V, True, ACC), -float("inf"))
-    target = tl.load(target_ptr + row).to(tl.int32)
-    at_target = _load(s_ptr, target, V, True, ACC)
+    z_k = _at(s_ptr, ids, written, V, True, ACC)
+    target = tl.load(target_ptr + row)
+    at_target = _at(s_ptr, target, target >= 0, V, True, ACC)
+    at_target = tl.where(tl.sum((named != written).to(tl.int32), 0) > 0, float("nan"), at_target)
+    target = target.to(tl.int32)
     tl.debug_barrier()  # everybody has read before anybody writes
-    tl.store(s_ptr + ids, -float("inf"), mask=named)
+    tl.store(s_ptr + ids, -float("inf"), mask=written)
     tl.debug_barrier()
 
     m_r, z_r = _nothing(ACC)  # of the rest, at τ
     m_1, z_1 = _grow(tl.full((), -float("inf"), ACC), tl.zeros((), ACC), z_k)  # of all, at 1
-    for start in range(0, V, TILE):
+    for start in tl.range(0, V, TILE, num_stages=STAGES):
         at = start + lanes
         z = tl.load(s_ptr + at, mask=at < V, other=-float("inf")).to(ACC)
         m_r, z_r = _grow(m_r, z_r, z * cool if TEMPERED else z)
@@ -256,7 +279,7 @@ def _sparse_rows(
 
     if WITH_GRAD:
         share = by_q_rest * tl.exp(-log_q_rest) - sum_q  # the rest's slope in the share of each token's probability
-        for start in range(0, V, TILE):
+        for start in tl.range(0, V, TILE, num_stages=STAGES):
             at = start + lanes
             z = tl.load(s_ptr + at, mask=at < V, other=-float("inf")).to(ACC)
             q = tl.exp((z * cool if TEMPERED else z) - m_q - l_q)
@@ -265,7 +288,7 @@ def _sparse_rows(
         tl.debug_barrier()  # the sweep wrote there too
         grad_k = ce * tl.exp(z_k - m_1 - l_1) + kd * tau * (by_q - tl.exp(log_q) * sum_q)
         z_k = grad_k - tl.where(ids == target, ce, 0.0)
-    tl.store(s_ptr + ids, z_k.to(s_ptr.dtype.element_ty), mask=named)
+    tl.store(s_ptr + ids, z_k.to(s_ptr.dtype.element_ty), mask=written)
 
 
 @triton.jit
@@ -294,6 +317,15 @@ def _load(ptr, at, V, MASKED: tl.constexpr, ACC: tl.constexpr):
     x = tl.load(ptr + at, mask=at < V, other=-float("inf")).to(ACC)
     if MASKED:
         x = tl.where(at < V, tl.maximum(x, FLOOR), x)
+    return x
+
+
+@triton.jit
+def _at(ptr, places, known, V, MASKED: tl.constexpr, ACC: tl.constexpr):
+    """The logits at places that somebody named, −inf for those that are not known or outside of the vocabulary."""
+    x = tl.load(ptr + places, mask=known & (places < V), other=-float("inf")).to(ACC)
+    if MASKED:
+        x = tl.where(known & (places < V), tl.maximum(x, FLOOR), x)
     return x
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tutelage.kernels.attention import documents
+from tutelage.errors import UserError
+from tutelage.kernels.attention import documents, prepare
 from tutelage.student.cache import KVCache
 from tutelage.student.config import StudentConfig
 from tutelage.student.layers import Block, make_norm, rope_table, sinusoids
@@ -69,31 +70,52 @@ class Decoder(nn.Module):
         """Hidden states of `tokens (B, T)`.
 
         `segments (B, T)` keeps the documents of a packed row apart; `positions (B, T)` default to 0, 1, … (or to
-        what follows the cache). `taps` are layer numbers whose output is returned too, 0 the first layer.
+        what follows the cache). `taps` are numbers of layers whose output is returned too, in this order: 0 the first,
+        −1 the last. Raises UserError for a layer that is not there, and for segments over a cache, which has none.
         """
         B, T = tokens.shape
         config = self.config
+        layers = [self._layer(tap) for tap in taps]
+        if segments is not None and cache is not None:
+            raise UserError("a cache holds one document per row: give segments or a cache, not both")
         if positions is None:
             positions = torch.arange(T, device=tokens.device).expand(B, T) if cache is None else cache.positions(T)
+        x = self.embed_tokens(tokens)  # (B, T, D)
         sight = None if cache is None else cache.visible(T)
         if segments is not None:
-            sight = documents(segments)
-        x = self.embed_tokens(tokens)  # (B, T, D)
+            sight = prepare(documents(segments), x, config.head_size)
         rope = None
         if config.position == "rope":
             rope = rope_table(positions, config.head_size, config.rope_theta)
         else:
             x = x + sinusoids(positions, config.d_model).to(x.dtype)
         x = F.dropout(x, config.dropout, self.training)
-        tapped = []
+        tapped = {}
         for layer, block in enumerate(self.layers):
+            # over a cache it is not compiled: each step would be, as the cache has grown
+            run: Callable[..., Tensor] = block if cache is None else block._call_impl
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rope, sight, cache, use_reentrant=False)
+                x = checkpoint(run, x, rope, sight, cache, use_reentrant=False)
             else:
-                x = block(x, rope, sight, cache)
-            if layer in taps:
-                tapped.append(x)
-        return StudentOutput(self.norm(x), tuple(tapped))
+                x = run(x, rope, sight, cache)
+            if layer in layers:
+                tapped[layer] = x
+        return StudentOutput(self.norm(x), tuple(tapped[layer] for layer in layers))
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compiles each layer in place by `torch.compile`, for what comes without a cache; parameters keep their names.
+
+        Before a wrapper for several processes, which then finds compiled layers. A new shape compiles again.
+        """
+        for block in self.layers:
+            block.compile(dynamic=False, backend=backend)
+
+    def _layer(self, tap: int) -> int:
+        """The layer's number from 0 on."""
+        n = len(self.layers)
+        if not -n <= tap < n:
+            raise UserError(f"there is no layer {tap} to tap: the model has {n}, 0 to {n - 1} or −1 from the end")
+        return tap % n
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`hidden (…, D)` → scores of the true vocabulary `(…, V)`; for inference, never for training."""

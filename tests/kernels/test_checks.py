@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.kernels.device import DEVICE
 from tutelage.kernels.linear_divergence import DenseTeacher, linear_divergence
 from tutelage.kernels.reference import IGNORE
 from tutelage.kernels.rows import TopK
@@ -11,8 +12,10 @@ N, V, D, K = 4, 10, 3, 2
 
 
 def call(teacher, **options):
-    targets = torch.tensor([1, IGNORE, 2, 3])
-    return linear_divergence(torch.zeros(N, D), torch.zeros(V, D), teacher, targets, **options)
+    targets = torch.tensor([1, IGNORE, 2, 3], device=DEVICE)
+    teacher = None if teacher is None else type(teacher)(*(x.to(DEVICE) if torch.is_tensor(x) else x for x in teacher))
+    student = torch.zeros(N, D, device=DEVICE), torch.zeros(V, D, device=DEVICE)
+    return linear_divergence(*student, teacher, targets, **{"check_values": True, **options})
 
 
 def top(ids=None, log_probs=None):

@@ -5,10 +5,12 @@ import itertools
 import pytest
 import torch
 
+from tests.kernels.device import DEVICE
 from tutelage.kernels import native
 from tutelage.kernels.head_gradient import STRIP, HeadGradient, scaled
 
 built = pytest.mark.skipif(isinstance(native.library(), str), reason=f"needs {native.library()}")
+# On a CPU ∂head lies transposed, and its transposition has C++.
 IMPLS = [pytest.param("compile", marks=built), "eager"]
 
 
@@ -16,17 +18,18 @@ IMPLS = [pytest.param("compile", marks=built), "eager"]
 @pytest.mark.parametrize("rows", [[5], [3, 2], [4, 4, 1], []])
 def test_chunks_add_up_over_several_strips(dtype, rows):
     random = torch.Generator().manual_seed(0)
-    weight = torch.empty(STRIP + 7, 3, dtype=dtype)
-    drawn = [torch.randint(-4, 5, (n, 3 + len(weight)), generator=random).to(dtype) for n in rows]  # exact in bf16
+    weight = torch.empty(STRIP + 7, 3, dtype=dtype, device=DEVICE)
+    width = 3 + len(weight)
+    drawn = [torch.randint(-4, 5, (n, width), generator=random).to(DEVICE, dtype) for n in rows]  # exact in bf16
     chunks = [(both[:, :3], both[:, 3:]) for both in drawn]
     gradient = HeadGradient(torch.float32)
     for x, s in chunks:
         gradient.add(x, s)
-    found = scaled(gradient.total(weight), torch.tensor(2.0), dtype, "eager")
-    expected = 2 * sum((s.double().T @ x.double() for x, s in chunks), torch.zeros(weight.shape).double())
+    found = scaled(gradient.total(weight, dtype), torch.tensor(2.0, device=DEVICE), dtype, "eager")
+    expected = 2 * sum((s.double().T @ x.double() for x, s in chunks), torch.zeros_like(weight).double())
     assert found.dtype == dtype
     assert torch.equal(found.double(), expected)
-    assert gradient.total(weight).count_nonzero() == 0  # nothing is kept
+    assert gradient.total(weight, dtype).count_nonzero() == 0  # nothing is kept
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -3,28 +3,30 @@
 import pytest
 import torch
 
+from tests.kernels.device import DEVICE
 from tests.kernels.test_rows import MIXES, logits, specified
 from tutelage.kernels import dispatch, reference
 from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.logit_divergence import logit_divergence
 from tutelage.kernels.reference import IGNORE
+from tutelage.kernels.rows import TopK
 
 MIX = {"temperature": 2.0, "kd_weight": 0.8, "ce_weight": 0.2}
 
 
 @pytest.fixture(params=["eager", "triton"], autouse=True)
 def impl(request):
-    dispatch.use(request.param)
+    dispatch.use(request.param, DEVICE)
     yield request.param
-    dispatch.use("auto")
+    dispatch.use("auto", DEVICE)
 
 
 def dense(N=7, V=101, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    s, t = torch.randn(2, N, V, generator=generator, dtype=torch.float64) * 2
+    s, t = (torch.randn(2, N, V, generator=generator, dtype=torch.float64) * 2).to(DEVICE)
     targets = torch.randint(V, (N,), generator=generator)
     targets[2] = IGNORE
-    return s.requires_grad_(), t, targets
+    return s.requires_grad_(), t, targets.to(DEVICE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,9 +62,8 @@ def test_inputs_are_left_as_they_were():
     assert torch.equal(s, before[0])
     assert torch.equal(t, before[1])
     with torch.no_grad():
-        logit_divergence(
-            s, logits()[1]._replace(ids=torch.zeros(7, 1).long(), log_probs=torch.full((7, 1), -1.0)), targets
-        )
+        one = TopK(torch.zeros(7, 1, dtype=torch.long, device=DEVICE), torch.full((7, 1), -1.0, device=DEVICE))
+        logit_divergence(s, one, targets)
     assert torch.equal(s, before[0])
 
 
@@ -93,7 +94,7 @@ def test_a_token_masked_in_both_and_rows_masked_whole_stay_finite(kind):
 def test_tokens_masked_in_both_count_for_nothing():
     s, t, targets = dense()
     s, t = s.detach().clone(), t.clone()
-    keep = torch.arange(101) % 3 > 0
+    keep = torch.arange(101, device=DEVICE) % 3 > 0
     targets = torch.where(targets >= 0, targets // 3 * 3 % 99 + 1, targets)
     narrow = logit_divergence(s[:, keep], t[:, keep], torch.where(targets >= 0, targets // 3 * 2, targets), **MIX)
     s[:, ~keep] = t[:, ~keep] = -torch.inf
@@ -113,7 +114,7 @@ def test_without_a_teacher_it_is_the_cross_entropy():
 
 def test_gradcheck():
     s, t, targets = dense(N=3, V=4)
-    temperature = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    temperature = torch.tensor(1.5, dtype=torch.float64, device=DEVICE, requires_grad=True)
     assert torch.autograd.gradcheck(
         lambda z, tau: logit_divergence(z, t, targets, kind="jsd", temperature=tau, ce_weight=0.3).total,
         (s, temperature),
@@ -123,7 +124,7 @@ def test_gradcheck():
 @pytest.mark.parametrize("with_grad", [True, False])
 def test_opcheck(impl, with_grad):
     s, t, targets = dense(N=4, V=9)
-    knobs = torch.tensor([0.8, 0.2, 2.0, 0.5], dtype=torch.float64, requires_grad=with_grad)
+    knobs = torch.tensor([0.8, 0.2, 2.0, 0.5], dtype=torch.float64, device=DEVICE, requires_grad=with_grad)
     torch.library.opcheck(
         torch.ops.tutelage.logit_divergence.default,
         (s if with_grad else s.detach(), targets, knobs, t, None, None, "jsd", True, with_grad, with_grad, True, impl),
@@ -151,6 +152,7 @@ def test_inside_a_compiled_function_it_is_one_op():
 )
 def test_bad_input_is_refused_with_its_shapes(change, named):
     s, t, targets = dense()
+    change = {name: None if x is None else x.to(DEVICE) for name, x in change.items()}
     with pytest.raises(ValueError) as error:  # noqa: PT011
         logit_divergence(**{"logits": s, "teacher": t, "targets": targets, **change})
     assert all(part in str(error.value) for part in named)
@@ -159,7 +161,7 @@ def test_bad_input_is_refused_with_its_shapes(change, named):
 def test_nan_in_a_teacher_row_is_refused_by_row():
     s, t, targets = dense()
     t[2, 0] = torch.nan  # ignored
-    logit_divergence(s, t, targets)
+    logit_divergence(s, t, targets, check_values=True)
     t[5, 3] = torch.nan
     with pytest.raises(ValueError, match="teacher's logits hold NaN or inf, in row 5 of the batch"):
-        logit_divergence(s, t, targets)
+        logit_divergence(s, t, targets, check_values=True)

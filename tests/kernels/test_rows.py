@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.kernels.device import DEVICE
 from tutelage.kernels import dispatch, reference, rows
 from tutelage.kernels.divergences import KINDS
 from tutelage.kernels.linear_divergence import row_work
@@ -17,7 +18,7 @@ def logits(N=6, V=37, k=5, seed=0, dtype=torch.float64, temperature=1.0):
     s, t = torch.randn(2, N, V, generator=generator, dtype=torch.float64) * 2
     top = (t / temperature).log_softmax(-1).topk(k)
     targets = torch.where(torch.arange(N) % 2 == 0, top.indices[:, 0], torch.randint(V, (N,), generator=generator))
-    return s.to(dtype), TopK(top.indices, top.values.to(dtype)), targets
+    return s.to(DEVICE, dtype), TopK(top.indices.to(DEVICE), top.values.to(DEVICE, dtype)), targets.to(DEVICE)
 
 
 def sums(impl, s, teacher, targets, knobs, **work):
@@ -25,7 +26,7 @@ def sums(impl, s, teacher, targets, knobs, **work):
     work = Work(**{"kind": "forward_kl", "vocab_size": s.shape[1], "tempered": True, "with_grad": True,
                    "by_temperature": False, "masked": False, **work})  # fmt: skip
     s, stat = s.clone(), torch.promote_types(s.dtype, torch.float32)
-    found = row_work(impl)(s, teacher, targets, torch.tensor(knobs, dtype=stat), work)
+    found = row_work(impl)(s, teacher, targets, torch.tensor(knobs, dtype=stat, device=s.device), work)
     return found[:2], s
 
 
@@ -88,21 +89,21 @@ def test_without_a_gradient_the_logits_stay_as_they_were(impl):
 @EVERY
 def test_the_remainder_of_a_confident_pair_does_not_cancel(impl):
     """All but 1e-9 of both distributions is named: in fp32 one minus the named is noise, or less than nothing."""
-    s = torch.full((1, 1000), -30.0)
+    s = torch.full((1, 1000), -30.0, device=DEVICE)
     s[0, :2] = torch.tensor([1.0, 0.0])
-    teacher = TopK(torch.tensor([[0, 1]]), s[:, :2].log_softmax(-1))
-    found, grad = sums(impl, s, teacher, torch.tensor([0]), [1.0, 0.0, 1.0, 0.0])
+    teacher = TopK(torch.tensor([[0, 1]], device=DEVICE), s[:, :2].log_softmax(-1))
+    found, grad = sums(impl, s, teacher, torch.tensor([0], device=DEVICE), [1.0, 0.0, 1.0, 0.0])
     assert found[0].abs() < 1e-6
     assert grad.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_slices_are_the_plain_ones(kind):
-    if dispatch.lacks("compile", "cpu"):
-        pytest.skip("no C++ compiler")
+    if lack := dispatch.lacks("compile", DEVICE):
+        pytest.skip(f"needs {lack}")
     generator = torch.Generator().manual_seed(0)
-    s, t = torch.randn(2, 37, 101, generator=generator)
-    targets = torch.randint(101, (37,), generator=generator)
+    s, t = torch.randn(2, 37, 101, generator=generator).to(DEVICE)
+    targets = torch.randint(101, (37,), generator=generator).to(DEVICE)
     knobs = [0.8, 0.2, 2.0, MIXES[kind]]
     plain, compiled = (sums(impl, s, t, targets, knobs, kind=kind) for impl in ("eager", "compile"))
     torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
@@ -110,9 +111,9 @@ def test_compiled_slices_are_the_plain_ones(kind):
 
 def test_more_rows_than_a_slice_and_a_shorter_last_one():
     s, _, targets = logits(N=21)
-    t = torch.randn(21, 37, dtype=torch.float64)
+    t = torch.randn_like(s)
     work = Work("reverse_kl", 37, False, True, False, False)
-    knobs = torch.tensor([0.8, 0.2, 1.0, 0.0], dtype=torch.float64)
+    knobs = torch.tensor([0.8, 0.2, 1.0, 0.0], dtype=torch.float64, device=DEVICE)
     cut, whole = s.clone(), s.clone()
     torch.testing.assert_close(
         rows.eager(cut, t, targets, knobs, work, rows=4), rows.eager(whole, t, targets, knobs, work, rows=64)

@@ -3,16 +3,15 @@
 import pytest
 import torch
 
+from tests.kernels.device import DEVICE, GPU
 from tutelage.kernels import reference
 
 pytest.importorskip("triton")
 from tutelage.kernels import triton_attention as module
 from tutelage.kernels.triton_attention import Tile, causal_attention
 
-GPU = torch.cuda.is_available()
 # what numpy says about masked entries, which are computed and not selected
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-DEVICE = "cuda" if GPU else "cpu"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="bf16 needs a GPU")]
 BF16 = pytest.param(torch.bfloat16, marks=gpu)
@@ -320,9 +319,12 @@ def test_nothing_in_nothing_out(shape):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": (1, 2, 5, 9), "k": (1, 1, 5, 9), "v": (1, 1, 5, 9)}, r"head size 9 .*\(1, 2, 5, 9\)"),
-        ({"q": (1, 2, 5, 130), "k": (1, 1, 5, 130), "v": (1, 1, 5, 130)}, "head size 130"),
-        ({"q": (1, 2, 5, 0), "k": (1, 1, 5, 0), "v": (1, 1, 5, 0)}, "head size 0"),
+        (
+            {"q": (1, 2, 5, 9), "k": (1, 1, 5, 9), "v": (1, 1, 5, 9)},
+            r"even number .*, got 9: q \(1, 2, 5, 9\)",
+        ),
+        ({"q": (1, 2, 5, 130), "k": (1, 1, 5, 130), "v": (1, 1, 5, 130)}, "got 130"),
+        ({"q": (1, 2, 5, 0), "k": (1, 1, 5, 0), "v": (1, 1, 5, 0)}, "got 0"),
         ({"k": (1, 3, 5, 8), "v": (1, 3, 5, 8)}, "3 key/value heads do not divide 2"),
         ({"k": (1, 0, 5, 8), "v": (1, 0, 5, 8)}, "0 key/value heads do not divide 2"),
         ({"q": (2, 5, 8)}, r"q must be \(B, H, T, Dh\)"),

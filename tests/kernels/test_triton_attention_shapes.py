@@ -8,13 +8,13 @@ pytest.importorskip("triton")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.device import DEVICE
 from tutelage.kernels import reference
 from tutelage.kernels import triton_attention as module
 from tutelage.kernels.triton_attention import Tile, causal_attention
 
 # what numpy says about masked entries, which are computed and not selected
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 sizes = st.sampled_from([16, 32])
 tiles = st.builds(Tile, sizes, sizes, st.just(4), st.just(1))
 documents = st.lists(st.one_of(st.integers(1, 24), st.sampled_from([1, 16, 32])), min_size=1, max_size=3)

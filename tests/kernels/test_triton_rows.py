@@ -3,18 +3,18 @@
 import pytest
 import torch
 
+from tests.kernels.device import DEVICE, GPU
 from tests.kernels.test_rows import MIXES, logits, specified, sums
 from tutelage.kernels import reference, triton_rows
 from tutelage.kernels.divergences import KINDS
 
 V = 49_152
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOW = pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [
         (torch.float32, 5e-4),
         (torch.float16, 1e-3),
-        pytest.param(torch.bfloat16, 1e-2, marks=[pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="GPU")]),
+        pytest.param(torch.bfloat16, 1e-2, marks=[pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="GPU")]),
     ],
 )
 
@@ -38,7 +38,7 @@ def eagerly(s, t, targets, kind, kd, ce, temperature, mix):
 def small_tiles(monkeypatch):
     """Sixteen tokens at a time, so that a short row has several tiles and a ragged last one."""
     tile = triton_rows.Tile(16, 4, 2)
-    monkeypatch.setattr(triton_rows, "TILES", {"dense": tile, "sparse": tile})
+    monkeypatch.setattr(triton_rows, "TILES", dict.fromkeys(triton_rows.TILES, tile))
 
 
 @pytest.mark.parametrize("kind", KINDS)

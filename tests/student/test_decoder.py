@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tutelage.errors import UserError
 from tutelage.kernels import dispatch
 from tutelage.kernels.attention import documents
 from tutelage.kernels.linear_divergence import DenseTeacher, linear_divergence
@@ -206,6 +207,70 @@ def test_hidden_is_normalised_and_taps_are_the_residual_stream():
     rope = rope_table(torch.arange(5).expand(2, 5), 8, model.config.rope_theta)
     torch.testing.assert_close(out.taps[0], model.layers[0](model.embed_tokens(tokens), rope, sight, None), **CLOSE)
     assert model(tokens).taps == ()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_taps_come_in_the_order_asked_as_often_as_asked_and_from_either_end(checkpointing):
+    model, tokens = make().train(), some_tokens(2, 5)
+    model.gradient_checkpointing = checkpointing
+    each = model(tokens, taps=range(3)).taps
+    for taps in [(2, 0), (1, 1), (-1,), (-3, 2, 0), (0, -3)]:
+        found = model(tokens, taps=taps).taps
+        assert len(found) == len(taps)
+        assert all(torch.equal(tap, each[layer]) for tap, layer in zip(found, taps, strict=True))
+    assert not torch.equal(each[2], model(tokens).hidden)  # the residual stream, and not what the norm makes of it
+
+
+@pytest.mark.parametrize("tap", [3, -4])
+def test_a_layer_that_is_not_there_is_refused(tap):
+    with pytest.raises(UserError, match=f"no layer {tap} to tap: the model has 3, 0 to 2"):
+        make()(some_tokens(1, 2), taps=(0, tap))
+
+
+def test_segments_over_a_cache_are_refused():
+    model = make()
+    with pytest.raises(UserError, match="give segments or a cache, not both"):
+        model(some_tokens(1, 2), segments=torch.zeros(1, 2), cache=model.new_cache(1, 4))
+
+
+BACKENDS = [
+    "aot_eager",
+    pytest.param("inductor", marks=pytest.mark.skipif(dispatch.lacks("compile", "cpu") is not None, reason="no g++")),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_blocks_give_the_same(backend):
+    """With documents and without, under autocast, with checkpoints, and over a cache, which compiles nothing more."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    tokens, segments, positions, _ = packed([5, 3, 4])
+    documents_of = {"segments": segments, "positions": positions}
+    plain, compiled = make().train(), make().train()
+    compiled.compile_blocks(backend)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+    def step(model, dtype, checkpointing, arguments):
+        model.zero_grad()
+        model.gradient_checkpointing = checkpointing
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            out = model(tokens, taps=(1,), **arguments)
+        (out.hidden.float().square().sum() + out.taps[0].float().sum()).backward()
+        return [out.hidden.detach(), *(parameter.grad for parameter in model.parameters())]
+
+    cases = [(None, False, documents_of), (None, True, documents_of)]
+    if backend == "aot_eager":  # the other one takes half a minute for each
+        cases += [(None, False, {}), (torch.bfloat16, False, documents_of)]
+    for dtype, *how in cases:
+        rounding = 5e-4 if dtype is None else 5e-2
+        for mine, true in zip(step(compiled, dtype, *how), step(plain, dtype, *how), strict=True):
+            torch.testing.assert_close(mine, true, rtol=0, atol=rounding * float(true.abs().max()))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == len({(dtype, len(arguments)) for dtype, _, arguments in cases})  # shared by all layers
+    cache = compiled.eval().new_cache(1, 12)
+    for token in tokens.T[:4]:
+        compiled.step(token[None], cache)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 def test_sinusoidal_positions_are_added_to_the_embeddings():

@@ -7,6 +7,7 @@ This is the command line; `training/loop.py` is the loop, in reading order.
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tutelage import cli, runs
 from tutelage.training.config import RunConfig
@@ -37,16 +38,18 @@ def _command(argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> RunConfig:
-    """The configuration that a command line asks for; that of a run which goes on lies under what is said here."""
+    """The configuration that a command line asks for; that of a run which goes on lies under what is said here.
+
+    Who says on the command line when to end means that, and not what a file said.
+    """
     config = cli.parse(RunConfig, argv, prog="train.py", description=ABOUT, upgrade=upgrade)
-    if not config.resume:
-        return config
-    recorded = runs.recorded_config(config.resume)
-    # who says here when to end means that, and not what was said before
-    ends = any(getattr(config, name) for name in ENDS)
-    forgotten = [part for name in ENDS for part in (f"--{name}", "null")] if ends else []
-    argv = ["--config", str(recorded), *forgotten, *argv]
-    return cli.parse(RunConfig, argv, prog="train.py", description=ABOUT, upgrade=upgrade)
+    if config.resume:
+        recorded = str(runs.recorded_config(config.resume))
+        config = cli.parse(
+            RunConfig, ["--config", recorded, *argv], prog="train.py", description=ABOUT, upgrade=upgrade
+        )
+    said = {name for name in ENDS if any(part.split("=")[0] == f"--{name}" for part in argv)}
+    return replace(config, **{name: None for name in ENDS if said and name not in said})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -100,17 +100,7 @@ def _run(config: RunConfig, teacher: Teacher | None, processes: Processes, begun
 
         if config.resume:
             hold()  # before a checkpoint is read: nobody else may save one meanwhile
-            recorded = read_state(find_checkpoint(processes, config.resume)).origin
-            parts = build(config, teacher, processes, recorded)
-            state = together(lambda: load_checkpoint(parts, str(config.resume)))
-        else:
-            parts = build(config, teacher, processes)
-            if config.minutes:
-                parts.steps = together(lambda: steps_that_fit(parts, config, time.perf_counter() - begun))
-                config = replace(config, steps=parts.steps, minutes=None)
-        state.origin = parts.origin
-        if fault := schedule_fault(parts.steps, config.optim):
-            log.warning("%s", fault)
+        parts, state, config = _prepare(config, teacher, processes, begun)
         together(lambda: check_room(path, room(parts, config, state, path)) if processes.first else None)
         if not config.resume:
             hold()  # now that nothing about the input is wrong
@@ -140,6 +130,26 @@ def _run(config: RunConfig, teacher: Teacher | None, processes: Processes, begun
                 f"{session.interrupt.requested or 'interrupted'}: saved step {state.step}; go on with --resume {path}"
             )
     return Run(path, state.step, metrics)
+
+
+def _prepare(
+    config: RunConfig, teacher: Teacher | None, processes: Processes, begun: float
+) -> tuple[Parts, TrainingState, RunConfig]:
+    """The parts, the state to go on from, and the configuration with the number of steps that `--minutes` means."""
+    state, recorded = TrainingState(), None
+    if config.resume:
+        recorded = read_state(find_checkpoint(processes, config.resume)).origin
+    parts = build(config, teacher, processes, recorded)
+    sized = steps_that_fit(parts, config, time.perf_counter() - begun) if config.minutes else 0
+    if config.resume:
+        state = processes.raise_together(lambda: load_checkpoint(parts, str(config.resume)))
+    if config.minutes:
+        parts.steps = state.step + sized
+        config = replace(config, steps=parts.steps, minutes=None)
+    state.origin = parts.origin
+    if fault := schedule_fault(parts.steps, config.optim):
+        log.warning("%s", fault)
+    return parts, state, config
 
 
 def loop(session: Session) -> dict[str, float]:

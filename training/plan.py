@@ -81,7 +81,7 @@ def plan(config: RunConfig, known: TeacherEntry, processes: Processes) -> dict[s
         "memory": _memory_line(student, known, config, processes, precision),
         "step": f"{config.batch_size} rows = {tokens:,} tokens: about {whole:,.2f} s ({split}){unknown},"
         f" {tokens / whole:,.0f} tokens/s on {processes.size} × {processes.device.type} in {precision}",
-        "run": _run_line(config, step),
+        "run": _run_line(config, known, processes, precision, step),
     }
 
 
@@ -134,7 +134,9 @@ class _StandIn:
     steps: int
 
 
-def _run_line(config: RunConfig, step: dict[str, float]) -> str:
+def _run_line(
+    config: RunConfig, known: TeacherEntry, processes: Processes, precision: Precision, step: dict[str, float]
+) -> str:
     per_step, teacher = sum(step.values()), step.get("teacher", 0.0)
     if config.minutes:
         return f"{config.minutes:g} minutes: about {60 * config.minutes / per_step:,.0f} steps"
@@ -144,17 +146,20 @@ def _run_line(config: RunConfig, step: dict[str, float]) -> str:
     epochs, first = "", config.steps
     if config.max_rows:
         epochs = f" = {config.steps * config.batch_size / config.max_rows:,.3g} epochs"
-        if _remembers(config):
+        if _answers(config, known, processes, precision):
             first = min(config.steps, -(-config.max_rows // config.batch_size))
     hours = (first * per_step + (config.steps - first) * (per_step - teacher)) / 3600
     return f"{config.steps:,} steps = {tokens:,} tokens{epochs}, about {hours:,.2f} hours"
 
 
-def _remembers(config: RunConfig) -> bool:
-    """Whether rows come again and the teacher is asked once for each, as far as the configuration tells."""
-    return bool(config.max_rows and config.steps and config.teacher_memory and not config.fsdp) and (
-        config.steps * config.batch_size > config.max_rows
-    )
+def _answers(config: RunConfig, known: TeacherEntry, processes: Processes, precision: Precision) -> int:
+    """Bytes of the teacher's answers to rows that come again; 0 where it is asked anew, as far as it can be told."""
+    if not (config.max_rows and config.steps) or config.steps * config.batch_size <= config.max_rows:
+        return 0
+    rows = config.max_rows + config.eval_rows
+    needed = bytes_needed(known.d_model, rows, config.packing.seq_len, DTYPES[precision.teacher])
+    alone = processes.size == 1 and config.batch_size % config.accumulate == 0
+    return needed if alone and needed <= config.teacher_memory * GIB else 0
 
 
 def _teacher_line(name: str, known: TeacherEntry, precision: Precision) -> str:
@@ -176,16 +181,12 @@ def _memory_line(
     item = DTYPES[precision.head].itemsize
     chunk = min(CHUNK.get(processes.device.type, 1024), tokens)
     width = student.d_model if config.gradient_checkpointing else 16 * student.d_model + 4 * student.d_ff
-    remembered = 0
-    if _remembers(config) and processes.size == 1:
-        rows = int(config.max_rows or 0) + config.eval_rows
-        remembered = bytes_needed(known.d_model, rows, config.packing.seq_len, DTYPES[precision.teacher])
     parts = {
         "teacher": held + 8 * tokens * known.d_model * wide * 2,
         "student and optimizer": 16 * student.n_parameters / sharded,  # fp32 weights, gradients and two moments
         "loss": 2 * chunk * student.padded_vocab_size * item + 8 * student.padded_vocab_size * student.d_model,
         "activations": tokens * student.n_layers * width * DTYPES[precision.student].itemsize,
-        "teacher's answers": remembered if remembered <= config.teacher_memory * GIB else 0,
+        "teacher's answers": _answers(config, known, processes, precision),
     }
     total = math.fsum(parts.values())
     return f"about {total / GIB:,.1f} GiB: " + ", ".join(f"{k} {v / GIB:,.2f}" for k, v in parts.items() if v)

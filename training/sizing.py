@@ -16,10 +16,10 @@ MARGIN = 0.95
 
 
 def timed_steps(parts: Parts, config: RunConfig, seconds: float) -> dict[str, float]:
-    """The seconds of a step by its part: the fastest of a few, timed in about `seconds`."""
+    """The seconds of a step by its part: the fastest of a few, timed in about `seconds`; every process must ask."""
     begun = time.perf_counter()
-    laps: list[dict[str, float]] = []
-    while len(laps) <= LAPS and (not laps or time.perf_counter() - begun < seconds):
+    laps = [rehearse(parts, config, 0)]
+    while len(laps) <= LAPS and parts.processes.broadcast(time.perf_counter() - begun < seconds):
         laps.append(rehearse(parts, config, len(laps)))
     return min(laps[1:] or laps, key=lambda lap: sum(lap.values()))
 
@@ -30,14 +30,15 @@ def steps_that_fit(parts: Parts, config: RunConfig, elapsed: float) -> int:
     Evaluations are paid for out of it too. Raises UserError where not one step fits.
     """
     whole = 60 * float(config.minutes or 0)
-    parts_of_step = timed_steps(parts, config, SHARE * whole)
-    count = fitting(parts_of_step, parts, config, MARGIN * whole - elapsed)
-    count = parts.processes.broadcast(count)
+    begun = time.perf_counter()
+    step = timed_steps(parts, config, SHARE * whole)
+    elapsed += time.perf_counter() - begun
+    count = parts.processes.broadcast(fitting(step, parts, config, MARGIN * whole - elapsed))
     if count < 1:
-        step = sum(parts_of_step.values())
         raise UserError(
-            f"--minutes {config.minutes:g} is too short: starting took {elapsed:.0f} s, a step takes {step:.1f} s and"
-            f" the evaluation {evaluation_seconds(parts_of_step, config):.0f} s: raise it, or lower --eval_rows"
+            f"--minutes {config.minutes:g} is too short: starting took {elapsed:.0f} s, a step takes"
+            f" {sum(step.values()):.1f} s and the evaluation {evaluation_seconds(step, config):.0f} s: raise it, or"
+            " lower --eval_rows"
         )
     return count
 

@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, D width, V vocabulary, L cached tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch

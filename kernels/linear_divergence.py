@@ -187,7 +187,8 @@ def sweep(
     d_hidden = hidden.new_empty(hidden.shape if work.with_grad else 0)
     if len(picked) < len(hidden):
         d_hidden.zero_()
-    d_head = HeadGradient(plan.accum_dtype if chunk < len(picked) else dtype)
+    kept = kept_dtype(dtype, plan.accum_dtype, head.dtype)
+    d_head = HeadGradient(plan.accum_dtype if chunk < len(picked) else kept)
 
     for start in range(0, len(picked), chunk):
         mine = picked[start : start + chunk]
@@ -202,7 +203,6 @@ def sweep(
             d_head.add(x, s)
 
     total, parts, d_knobs = totals_of(sums, knobs, len(picked), work.with_grad)
-    kept = kept_dtype(dtype, plan.accum_dtype, head.dtype)
     return total, parts, d_hidden, d_head.total(weight, kept) if work.with_grad else weight.new_empty(0), d_knobs
 
 

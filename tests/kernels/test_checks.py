@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.device import DEVICE
+from tutelage.kernels import checks
 from tutelage.kernels.linear_divergence import DenseTeacher, linear_divergence
 from tutelage.kernels.reference import IGNORE
 from tutelage.kernels.rows import TopK
@@ -85,3 +86,36 @@ def test_a_mix_is_not_learned():
 def test_a_temperature_is_not_learned_from_a_top_k():
     with pytest.raises(ValueError, match="cannot be learned from top-k"):
         call(top(), temperature=torch.tensor(2.0, requires_grad=True))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_wrong_count_is_refused(count):
+    """Too few would silently be all; too many would feed rows that have no target."""
+    if DEVICE != "cpu":
+        pytest.skip("there it is an assertion on the device, which ends the process")
+    with pytest.raises(ValueError, match=f"count says that {count} targets count, and 3 do"):
+        call(top(), count=count)
+    assert call(top(), count=3).count == 3
+
+
+def test_a_device_is_told_and_not_asked(monkeypatch):
+    """On a GPU the same is asserted there, without waiting."""
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    said = []
+    monkeypatch.setattr(torch, "_assert_async", lambda holds, message: said.append((bool(holds), message)))
+    for targets, count, expected in (
+        ([1, IGNORE, 9], 2, [True, True]), ([1, IGNORE, 10], 2, [False, True]), ([-1, 3, 4], 2, [False, False]),
+        ([1, 2, IGNORE], None, [True]),
+    ):  # fmt: skip
+        said.clear()
+        checks.target_values(torch.tensor(targets).as_subclass(OnGPU), V, count)
+        assert [holds for holds, _ in said] == expected
+    assert said[0][1] == "targets leave the vocabulary of 10"
+
+
+def test_a_sum_in_fp16_is_refused():
+    with pytest.raises(ValueError, match=r"accum_dtype must be torch.float32, got torch.float16"):
+        call(None, compute_dtype=torch.float16, accum_dtype=torch.float16)

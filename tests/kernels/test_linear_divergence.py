@@ -539,6 +539,18 @@ def test_repeated_backward_does_not_touch_what_was_saved():
         assert torch.equal(one, again)
 
 
+def test_fp16_does_not_overflow_where_the_mean_does_not():
+    """Many tokens of one target: the gradient of their sum passes 65,504, that of their mean does not."""
+    hidden = torch.full((40, 4), 6000.0, dtype=torch.float16, device=DEVICE)
+    head = torch.zeros(3, 4, dtype=torch.float16, device=DEVICE, requires_grad=True)
+    targets = torch.zeros(40, dtype=torch.long, device=DEVICE)
+    for chunk_size in (None, 40):
+        loss = linear_divergence(hidden, head, None, targets, ce_weight=1.0, chunk_size=chunk_size)
+        (grad,) = torch.autograd.grad(loss.total / 40, head)
+        expected = torch.tensor([[-2 / 3], [1 / 3], [1 / 3]], device=DEVICE) * 6000
+        torch.testing.assert_close(grad.float(), expected.expand(3, 4), rtol=2e-3, atol=0)
+
+
 def test_gradients_accumulate_through_a_graph():
     """hidden comes from an earlier layer and the head is tied to it, as in a real decoder."""
     case = make()
@@ -592,6 +604,31 @@ def test_never_holds_the_logits_of_all_rows(watch, impl, temperature):
     case = make(N, V, D, 8, ignored=0.1, dtype=torch.float32).leaves()
     linear_divergence(*case.args, temperature=temperature, ce_weight=1.0, chunk_size=chunk).total.backward()
     assert watch.largest <= chunk * V  # which is also more than 5 slices of 8 rows, (V, D) and (N, D)
+
+
+@pytest.mark.parametrize("N", [2, 17, 300])
+def test_nor_by_default(watch, impl, N):
+    """Never more than half of them, however few there are."""
+    if impl == "triton" and interpreted():
+        pytest.skip("the interpreter copies the arguments of every launch")
+    V = 2048
+    case = make(N, V, 2, 2, ignored=0.0, dtype=torch.float32)
+    linear_divergence(*case.args, ce_weight=1.0)
+    logits = [shape for shape in watch.shapes if len(shape) == 2 and shape[1] >= V and shape[0] > 2]
+    assert watch.largest <= max(-(-N // 2), 24) * V  # the slices of the row work have up to 24 rows
+    assert all(shape[0] <= max(-(-N // 2), 24) for shape in logits)
+
+
+@pytest.mark.parametrize("V", [1, 63, 64, 65, 101])
+def test_rows_of_logits_begin_at_multiples_of_64(monkeypatch, V):
+    """Of the student and of the teacher: matmuls into odd rows leave the fast paths of a GPU."""
+    made = []
+    workspace = module.workspace
+    monkeypatch.setattr(module, "workspace", lambda *a: made.append(workspace(*a)) or made[-1])
+    case = make(V=V, ignored=0.0)
+    linear_divergence(*case.args)
+    assert [buffer.shape[1] for buffer in made] == [V, V]
+    assert [buffer.stride(0) for buffer in made] == [-(-V // 64) * 64] * 2
 
 
 def test_no_grad_makes_no_gradient(watch):

@@ -7,6 +7,7 @@ from tests.kernels.device import DEVICE, GPU
 from tests.kernels.test_rows import MIXES, logits, specified, sums
 from tutelage.kernels import reference, triton_rows
 from tutelage.kernels.divergences import KINDS
+from tutelage.kernels.rows import Work
 
 V = 49_152
 LOW = pytest.mark.parametrize(
@@ -133,3 +134,50 @@ def test_nan_in_a_teacher_row_shows_in_the_loss():
     s, t, targets = dense(3, 50)
     t[1, 7] = torch.nan
     assert sums("triton", s, t, targets, [1.0, 0.0, 1.0, 0.0])[0][0].isnan()
+
+
+@pytest.mark.parametrize("target", [-100, -1, 101, 2**40])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_target_outside_of_the_vocabulary_is_not_read_and_shows_in_the_loss(sparse, target):
+    """The row before and the one after hold numbers that would be taken for its logit."""
+    s, t, targets = dense(3, 101)
+    targets[1] = target
+    teacher = triton_rows.TopK(targets[:, None] * 0 + 7, t[:, :1] * 0 - 1.0) if sparse else t
+    found, _ = sums("triton", s, teacher, targets, [1.0, 0.0, 1.0, 0.0])
+    assert found[1] == torch.inf
+    assert found[0].isfinite()
+
+
+@pytest.mark.parametrize("bad", [-1, 101, 120, 2**33])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_ids_outside_of_the_vocabulary_touch_no_memory_and_show_in_the_loss(bad, with_grad):
+    s, t, targets = dense(3, 128)
+    top = t[:, :101].log_softmax(-1).topk(4)
+    top.indices[1, 2] = bad
+    wide = s.clone()
+    found, after = sums(
+        "triton", wide, triton_rows.TopK(*reversed(top)), targets % 101, [1.0, 0.5, 1.0, 0.0], vocab_size=101,
+        with_grad=with_grad,
+    )  # fmt: skip
+    assert found[1].isnan()
+    assert torch.equal(after[:, 101:], s[:, 101:])
+    if not with_grad:
+        assert torch.equal(after, s)
+
+
+def test_a_teacher_of_any_strides():
+    s, t, targets = dense(4, 75)
+    expected = sums("triton", s, t, targets, [0.8, 0.2, 2.0, 0.0])
+    for other in (t.t().contiguous().t(), t.repeat_interleave(2, 1)[:, ::2], t.repeat_interleave(2, 0)[::2]):
+        torch.testing.assert_close(sums("triton", s, other, targets, [0.8, 0.2, 2.0, 0.0]), expected, rtol=0, atol=0)
+    spread = targets.repeat_interleave(2)[::2]
+    torch.testing.assert_close(sums("triton", s, t, spread, [0.8, 0.2, 2.0, 0.0]), expected, rtol=0, atol=0)
+
+
+def test_logits_that_do_not_lie_row_by_row_are_refused():
+    s, t, targets = dense(4, 75)
+    work = Work("forward_kl", 75, False, True, False, False)
+    with pytest.raises(ValueError, match="row by row"):
+        triton_rows.rows(s.t().contiguous().t(), t, targets, torch.ones(4, device=DEVICE), work)
+    with pytest.raises(ValueError, match="at most 1024 tokens of a sparse teacher, got 1025"):
+        triton_rows.rows(s, triton_rows.TopK(targets[:, None].expand(4, 1025), t), targets, s[0, :4], work)

@@ -10,6 +10,7 @@ BASE = [
     "tokenizers>=0.22",
     "safetensors>=0.6",
     "datasets>=4.0",
+    "pyarrow>=18",
     "accelerate>=1.10",
     "jsonargparse[signatures]>=4.50",
     "rich>=14",

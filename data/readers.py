@@ -17,6 +17,9 @@ from tutelage.errors import UserError
 DEFAULT_COLUMNS = ("content", "code", "text")
 """Where a row's text is looked for when no column is named; the first one present wins."""
 
+ROWS = 256
+"""Rows of a parquet file in memory at a time."""
+
 
 @dataclass(frozen=True)
 class Unreadable:
@@ -88,14 +91,18 @@ def _json_value(line: bytes, offset: int) -> object:
 
 def parquet_rows(path: Path) -> Iterator[Row]:
     """One mapping per row of a parquet file, with origin `file:row`. Raises UserError if corrupt."""
-    from datasets import load_dataset
+    from pyarrow.parquet import ParquetFile
 
-    # `split` and `streaming` give an iterable of rows; nothing is copied into a cache.
-    return opened(str(path), lambda: load_dataset("parquet", data_files=str(path), split="train", streaming=True))
+    def rows() -> Iterator[object]:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS):
+                yield from batch.to_pylist()
+
+    return opened(str(path), rows)
 
 
 def opened(name: str, open_rows: Callable[[], Iterable[object]]) -> Iterator[Row]:
-    """Numbered rows of a `datasets` table; whatever fails on the way becomes a UserError that names it."""
+    """Numbered rows of a table; whatever fails on the way becomes a UserError that names it."""
     number = 0
     try:
         for number, row in enumerate(open_rows(), 1):

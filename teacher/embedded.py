@@ -5,6 +5,7 @@ The package is found, never imported: its own dependencies would build llama.cpp
 
 import importlib.util
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -31,11 +32,17 @@ def directory() -> Path:
     """A student directory with the dequantised weights (bf16, 269 MB), made once and hash-checked ever after."""
     source = gguf_file()
     target = cache_directory() / f"smollm2-135m-{sha256(source)[:16]}"
-    reason = fault(target) if target.exists() else "not there yet"
+    reason = fault(target) if os.path.exists(target) else "not there yet"
     if reason is not None:
         log.info("dequantising the embedded teacher into %s (%s)", target, reason)
-        with publish(target) as aside:
-            _dequantise(source, aside)
+        try:
+            with publish(target) as aside:
+                _dequantise(source, aside)
+        except OSError as error:
+            if error.errno is None:  # of transformers, not of the disk
+                raise
+            way = "set TUTELAGE_CACHE to a directory with 300 MB of room"
+            raise UserError(f"{target.parent} cannot be written ({error.strerror}): {way}") from error
     return target
 
 

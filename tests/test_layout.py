@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -151,6 +152,39 @@ def test_help_is_quick_and_needs_no_torch(script: str) -> None:
     assert not modules & {"torch", "transformers", "datasets", "accelerate", "tokenizers"}
     assert "--config" in done.stdout
     assert seconds < 3
+
+
+@pytest.fixture
+def unlinked(tmp_path: Path) -> Path:
+    """What git or an archive leaves on a system without links: small text files."""
+    (tmp_path / "tutelage").mkdir()
+    for path in (ROOT / "tutelage").iterdir():
+        if path.is_symlink():
+            (tmp_path / "tutelage" / path.name).write_text(os.readlink(path))
+        elif path.suffix == ".py":
+            shutil.copy(path, tmp_path / "tutelage")
+    for script in ("train.py", "evaluate.py"):
+        shutil.copy(ROOT / script, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command", ["train.py --help", "evaluate.py --humaneval", "-m tutelage doctor", "-c import\u00a0tutelage"]
+)
+def test_a_copy_without_links_says_what_to_do(unlinked: Path, command: str) -> None:
+    argv = [sys.executable, *(part.replace("\u00a0", " ") for part in command.split(" "))]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=unlinked, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: tutelage/kernels")
+    assert "git config core.symlinks true" in line
+
+
+@pytest.mark.parametrize("module", ["tutelage.evaluation.sandbox.pool", "tutelage.locks", "tutelage.cli"])
+def test_what_only_unix_has_is_not_imported_early(module: str) -> None:
+    code = "import sys; sys.modules |= dict.fromkeys(('fcntl', 'resource', 'pwd', 'grp', 'termios'))\n"
+    assert python(f"{code}import {module}").stderr == ""
 
 
 @pytest.mark.parametrize("script", ["train", "evaluate"])

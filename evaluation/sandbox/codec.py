@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEPTH = 100
+MESSAGE = 1 << 16  # bytes read at a time
+PACKAGES = "/packages"  # where those that were asked for stand, under the root
 
 
 class RefusedError(Exception):

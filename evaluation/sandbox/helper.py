@@ -21,9 +21,8 @@ from typing import Any, NoReturn
 
 from . import jail
 from .checker import check
-from .codec import brief, decode, encode
+from .codec import MESSAGE, PACKAGES, brief, decode, encode
 
-MESSAGE = 1 << 16
 # What completions import most: imported here, it costs them nothing.
 WARM = "bisect collections copy datetime functools hashlib heapq itertools json math operator random re string typing"
 
@@ -59,7 +58,7 @@ def prepare(world: dict[str, Any]) -> bool:
     if world["jail"]:
         jail.build(world["root"], world["libraries"], world["masked"], world["packages"])
     if world["warm"]:
-        sys.path.append(jail.PACKAGES if world["jail"] else world["root"] + jail.PACKAGES)
+        sys.path.append(PACKAGES if world["jail"] else world["root"] + PACKAGES)
     for name in world["warm"]:
         importlib.import_module(name)
     return _can_filter()

@@ -6,6 +6,8 @@ import ctypes
 import os
 import resource
 
+from .codec import PACKAGES
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
 SIGXFSZ = 25  # Linux's number
 NEW_USER, NEW_MOUNT = 0x10000000, 0x00020000
 NEW_WORLD = NEW_MOUNT | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000  # with UTS, IPC, PID, network
-PACKAGES = "/packages"  # where those that were asked for stand
 
 # System calls that no completion needs and that have let programs out of their jails, by their numbers here.
 _MACHINES = {"x86_64": 0, "aarch64": 1}

@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from tutelage.errors import UserError
-from tutelage.evaluation.sandbox import codec, helper, jail
+from tutelage.evaluation.sandbox import codec  # and nothing that only Linux has: that is for the helper
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class Helper:
         self.close = weakref.finalize(self, _close, self.control, self.process, made)
         self.control.send(codec.encode(_world(made or NOWHERE, jailed, packages)))
         try:
-            problem, self.can_filter = codec.decode(self.control.recv(helper.MESSAGE))[0]
+            problem, self.can_filter = codec.decode(self.control.recv(codec.MESSAGE))[0]
         except (codec.RefusedError, OSError):
             problem = "the interpreter of the sandbox did not start"
         if problem:
@@ -227,7 +227,7 @@ class Helper:
             with suppress(OSError):
                 ours.sendall(job)
                 ours.shutdown(socket.SHUT_WR)
-                while piece := ours.recv(helper.MESSAGE):
+                while piece := ours.recv(codec.MESSAGE):
                     answer += piece
         return answer
 
@@ -270,9 +270,9 @@ def _world(root: str, jailed: bool, packages: Sequence[str]) -> dict[str, object
     installed = [os.path.join(path, version, f"{kind}-packages") for path in prefixes for kind in ("site", "dist")]
     found = {path.name: str(path) for name in packages for path in _parts(name)}
     if found and not jailed:
-        os.mkdir(root + jail.PACKAGES)
+        os.mkdir(root + codec.PACKAGES)
         for name, path in found.items():
-            os.symlink(path, f"{root}{jail.PACKAGES}/{name}")
+            os.symlink(path, f"{root}{codec.PACKAGES}/{name}")
     return {
         "root": root, "jail": jailed, "packages": found, "warm": list(packages),
         "libraries": [path for path in dict.fromkeys(candidates) if os.path.isdir(path)],

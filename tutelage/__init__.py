@@ -4,6 +4,14 @@ import os.path
 import sys
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from tutelage.evaluation.run import evaluate
+    from tutelage.student.weights import load_student
+    from tutelage.train import distill
+
+__version__ = "0.1.0"
+__all__ = ["distill", "evaluate", "load_student"]
+
 if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):
     print(
         "error: tutelage/kernels and its neighbours must be links to folders, and in this copy they are not: clone again with"
@@ -12,14 +20,6 @@ if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):
         file=sys.stderr,
     )
     raise SystemExit(2)  # nothing below would be found
-
-if TYPE_CHECKING:
-    from tutelage.evaluation.run import evaluate
-    from tutelage.student.weights import load_student
-    from tutelage.train import distill
-
-__version__ = "0.1.0"
-__all__ = ["distill", "evaluate", "load_student"]
 
 _HOMES = {"distill": "train", "evaluate": "evaluation.run", "load_student": "student.weights"}
 

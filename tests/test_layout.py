@@ -187,6 +187,36 @@ def test_what_only_unix_has_is_not_imported_early(module: str) -> None:
     assert python(f"{code}import {module}").stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train.py --help", "--config"),
+        # psutil wants `resource` on Linux, and does without it elsewhere
+        (
+            "fcntl train.py --dry_run --steps 2 --data {data} --teacher {teacher} --device cpu --student.preset nano",
+            "tokens",
+        ),
+        ("evaluate.py --help", "--config"),
+        ("-m tutelage doctor --json", '"locks"'),
+    ],
+)
+def test_no_unix_no_hindrance(command: str, said: str, tmp_path: Path, text_dir: Path, teacher_dir: Path) -> None:
+    words = command.format(data=text_dir, teacher=teacher_dir).split()
+    argv = [sys.executable, *words[words[0] == "fcntl" :]]
+    for module in ("fcntl",) if words[0] == "fcntl" else ("fcntl", "resource"):
+        (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError({f'No module named {module!r}'!r})\n")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "HF_HUB_OFFLINE": "1",
+        "TUTELAGE_CACHE": str(tmp_path),
+    }
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("script", ["train", "evaluate"])
 def test_a_script_does_nothing_on_import(script: str, tmp_path: Path) -> None:
     code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.chdir({str(tmp_path)!r}); import {script}; "

@@ -15,6 +15,7 @@ from pathlib import Path
 from tutelage import cli
 from tutelage.errors import UserError
 from tutelage.files import cache_directory
+from tutelage.locks import lack
 
 GIB = 2**30
 HUB_TEACHER = "bigcode/starcoder2-3b"
@@ -72,7 +73,9 @@ def _accelerators() -> Iterator[Finding]:
     else:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            cost = "" if torch.cuda.is_bf16_supported() else "no bf16: pass --precision fp32"
+            with torch.cuda.device(index):
+                real = torch.cuda.is_bf16_supported(including_emulation=False)
+            cost = "" if real else "no bf16 units, so bf16 is emulated, slowly: pass --precision fp32"
             yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB", cost)
 
 
@@ -90,8 +93,10 @@ def _kernels() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    import psutil
-
+    try:
+        import psutil
+    except ImportError as error:
+        return (yield Finding("memory", "unknown", f"no times and sizes in the log: psutil does not start ({error})"))
     memory = psutil.virtual_memory()
     cost = "" if memory.available > 4 * GIB else "the quickstart takes up to 4 GiB: lower --batch_size"
     yield Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available", cost)
@@ -106,6 +111,11 @@ def _disk() -> Iterator[Finding]:
         if not os.access(parent, os.W_OK):
             cost = f"{parent} is not writable: " + ("pass --output_dir" if name == "runs" else "set TUTELAGE_CACHE")
         yield Finding(f"disk for {name}", f"{free / GIB:.1f} GiB free at {path}", cost)
+
+
+def _locks() -> Iterator[Finding]:
+    cost = "nothing keeps two processes from writing one run: see to it yourself"
+    yield Finding("locks", "none" if lack() else "there", f"without {lack()}, {cost}" if lack() else "")
 
 
 def _embedded_teacher() -> Iterator[Finding]:
@@ -154,7 +164,7 @@ def _sandbox() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _versions, _processor, _accelerators, _kernels, _memory, _disk, _embedded_teacher, _hub, _extras, _sandbox,
+    _versions, _processor, _accelerators, _kernels, _memory, _disk, _locks, _embedded_teacher, _hub, _extras, _sandbox,
 )  # fmt: skip
 
 

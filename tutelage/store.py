@@ -127,18 +127,19 @@ def _replace(aside: Path, path: Path) -> None:
 
 
 @contextmanager
-def _held(directory: Path) -> Iterator[bool]:
-    """Whether the directory is locked while in here; not where the system or the file system has no such locks.
-
-    Raises BlockingIOError where another holds it.
-    """
+def _held(directory: Path) -> Iterator[bool | None]:
+    """Whether the directory is locked by us while in here, or by another; None where there are no such locks."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError:  # Windows opens no directories
-        yield False
+        yield None
         return
     try:
-        yield try_lock(descriptor) is None
+        try:
+            held = None if try_lock(descriptor) else True
+        except BlockingIOError:
+            held = False
+        yield held
     finally:
         os.close(descriptor)
 
@@ -151,11 +152,11 @@ def _abandoned(aside: Path) -> bool:
     if not found and not aside.name.startswith(".writing-"):
         return False  # of another program
     owner = int(found[1]) if found else 0
-    try:
-        with _held(aside) as held:
-            return held if owner == os.getpid() else not (owner and psutil.pid_exists(owner))
-    except BlockingIOError:
+    ours = owner == os.getpid()  # of another thread, or of a process before us that had our number
+    if owner and not ours and psutil.pid_exists(owner):
         return False
+    with _held(aside) as held:
+        return held is True or (held is None and not ours)
 
 
 def _files(path: Path) -> list[Path]:

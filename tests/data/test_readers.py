@@ -1,8 +1,9 @@
+import sys
 from pathlib import Path
 
 import pytest
 
-from tutelage.data.readers import Unreadable, column_texts, jsonl_rows, parquet_rows, python_files, text_file
+from tutelage.data.readers import ROWS, Unreadable, column_texts, jsonl_rows, parquet_rows, python_files, text_file
 from tutelage.errors import UserError
 
 
@@ -71,6 +72,29 @@ def test_python_files_are_ordered_decoded_and_filtered(tmp_path: Path) -> None:
     assert rows["root/bad.py"].reason == "not utf-8 at byte 11"
     assert isinstance(rows["root/odd.py"], Unreadable)
     assert isinstance(rows["root/gone.py"], Unreadable)
+
+
+def test_parquet_needs_no_cache_and_whatever_its_rows_are_comes_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import ParquetWriter
+
+    for module in ("datasets", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, module, None)  # which would want somewhere to write
+    texts = [f"x = {n}" for n in range(ROWS + 3)]
+    columns = {
+        "content": pa.array(texts).dictionary_encode(),
+        "raw": [b"1"] * len(texts),
+        "of": [{"a": 1}] * len(texts),
+    }
+    table = pa.table(columns)
+    with ParquetWriter(tmp_path / "x.parquet", table.schema) as writer:
+        for part in (table[:2], table[:0], table[2:]):
+            writer.write_table(part)
+    rows = list(parquet_rows(tmp_path / "x.parquet"))
+    assert [row["content"] for _, row in rows] == texts  # type: ignore[index]
+    assert rows[-1] == (f"{tmp_path}/x.parquet:{len(texts)}", {"content": texts[-1], "raw": b"1", "of": {"a": 1}})
 
 
 def test_parquet_rows_and_a_corrupt_file(tmp_path: Path) -> None:

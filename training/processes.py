@@ -27,6 +27,7 @@ STARTING = timedelta(hours=2)
 TRAINING = timedelta(minutes=10)
 """How long they wait once training has started."""
 _runs = itertools.count()
+_closed: list[Any] = []
 c10d: Any = dist  # with the names that it re-exports and its stubs leave out
 
 
@@ -59,6 +60,9 @@ class Processes:
         """Destroys the process group, if this object made it; another run of these processes makes its own."""
         if self._made:
             self._made = False
+            # Gloo's destructor waits for its threads with Python's lock held, and one that still drops a tensor of the
+            # last collective wants that lock: so the groups are let go when the next run's are closed, long after.
+            _closed[:] = _groups()
             dist.destroy_process_group()
 
     def started(self) -> None:
@@ -68,12 +72,11 @@ class Processes:
         self.barrier()  # or one that still loads would be held to the shorter time
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        groups = dist.distributed_c10d
         # a private name up to torch 2.13, a public one after it; without either the long timeout stays
-        set_timeout: Any = getattr(dist, "set_timeout", None) or getattr(groups, "_set_pg_timeout", None)
-        if set_timeout:
-            for group in list(groups._world.pg_map):  # FSDP's mesh may have one of its own
-                set_timeout(TRAINING, group)
+        private = getattr(dist.distributed_c10d, "_set_pg_timeout", None)
+        set_timeout: Any = getattr(dist, "set_timeout", private)
+        for group in _groups() if set_timeout else []:
+            set_timeout(TRAINING, group)
 
     @property
     def first(self) -> bool:
@@ -182,6 +185,11 @@ class Silent:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
+
+
+def _groups() -> list[Any]:
+    """Every process group there is: FSDP's mesh may have made one of its own."""
+    return list(dist.distributed_c10d._world.pg_map)
 
 
 def _place() -> tuple[int, int]:

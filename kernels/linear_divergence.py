@@ -54,6 +54,7 @@ class Plan:
     accum_dtype: torch.dtype
     count: int | None
     check_values: bool
+    rounded: bool
     impl: str
 
 
@@ -84,6 +85,7 @@ def linear_divergence(
     accum_dtype: torch.dtype | None = None,
     count: int | None = None,
     check_values: bool | None = None,
+    round_head_gradient: bool = False,
     impl: Impl = "auto",
 ) -> LossSums:
     """`total = kd_weight·τ²·D(teacher, student) + ce_weight·CE`, and its parts, in nats summed over rows.
@@ -122,7 +124,7 @@ def linear_divergence(
         # Inside a custom op grad mode is off, so the decision is made here and handed in.
         torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad or knobs.requires_grad),
         knobs.requires_grad, count,
-        hidden.device.type == "cpu" if check_values is None else check_values, impl,
+        hidden.device.type == "cpu" if check_values is None else check_values, round_head_gradient, impl,
     )  # fmt: skip
     return LossSums(total, *parts.unbind())
 
@@ -150,13 +152,14 @@ def _linear_divergence(
     by_temperature: bool,
     count: int | None,
     check_values: bool,
+    rounded: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(total, parts, ∂hidden, ∂head in the layout of its matmul, ∂knobs); the last three are empty without gradient."""
     dense = None if t_hidden is None or t_head is None else DenseTeacher(t_hidden, t_head, t_bias, t_scale, t_cap)
     top = None if t_ids is None or t_log_probs is None else TopK(t_ids, t_log_probs)
     work = Work(kind, vocab_size, tempered, with_grad, by_temperature, masked=t_bias is not None)
-    plan = Plan(dtype, chunk_size, accum_dtype, count, check_values, impl)
+    plan = Plan(dtype, chunk_size, accum_dtype, count, check_values, rounded, impl)
     with torch.autocast(hidden.device.type, enabled=False):  # the dtypes given are meant
         return sweep(hidden, head, dense or top, targets, knobs, work, plan)
 
@@ -187,7 +190,7 @@ def sweep(
     d_hidden = hidden.new_empty(hidden.shape if work.with_grad else 0)
     if len(picked) < len(hidden):
         d_hidden.zero_()
-    kept = kept_dtype(dtype, plan.accum_dtype, head.dtype)
+    kept = dtype if plan.rounded else kept_dtype(dtype, plan.accum_dtype, head.dtype)
     d_head = HeadGradient(plan.accum_dtype if chunk < len(picked) else kept)
 
     for start in range(0, len(picked), chunk):
@@ -264,9 +267,9 @@ def totals_of(sums: Tensor, knobs: Tensor, count: int, with_grad: bool) -> tuple
 def _(
     hidden: Tensor, head: Tensor, targets: Tensor, knobs: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype, accum_dtype, with_grad = rest[9], rest[11], rest[13]
+    dtype, accum_dtype, with_grad, rounded = rest[9], rest[11], rest[13], rest[-2]
     weight = head.to(dtype)
-    kept = kept_dtype(dtype, accum_dtype, head.dtype)
+    kept = dtype if rounded else kept_dtype(dtype, accum_dtype, head.dtype)
     gradients = (
         (hidden.new_empty(hidden.shape), HeadGradient.like(weight, kept), knobs.new_empty(4))
         if with_grad

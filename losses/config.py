@@ -20,5 +20,8 @@ class LossConfig:
     """Weight of the cross-entropy with the text."""
     kd_weight: NonNegativeFloat = 0.8
     """Weight of the divergence from the teacher; 0 trains without one."""
+    rounding: Literal[1, 2] = 2
+    """How the head's gradient is rounded: 2 keeps it in fp32 until it is scaled, and holds at most half of the batch's
+    logits; 1 is what runs did that were recorded before there was a choice, which go on with it."""
     temperature: PositiveFloat = 1.0
     """Softmax temperature τ of both distributions; the divergence is scaled by τ²."""

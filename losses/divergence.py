@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, N = B·T, D student width, E teacher width, V vocabula
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
-from tutelage.kernels.linear_divergence import DenseTeacher, linear_divergence
+from tutelage.kernels.linear_divergence import CHUNK, DenseTeacher, linear_divergence
 from tutelage.losses.config import LossConfig
 from tutelage.losses.term import LossTerm, Progress
 from tutelage.student.decoder import StudentOutput
@@ -56,6 +56,8 @@ class Divergence(nn.Module):
             vocab_size=self.vocab_size,
             count=batch.count,
             check_values=False,  # the loop looks at the loss, and skips a step that is not finite
+            chunk_size=CHUNK.get(head.device.type) if config.rounding == 1 else None,
+            round_head_gradient=config.rounding == 1,
         )
         name = "kl" if config.divergence == "forward_kl" else config.divergence
         return LossTerm(loss.total, {"ce": loss.cross_entropy, name: loss.divergence})

@@ -109,8 +109,10 @@ def load_teacher(name: str, device: str = "cpu", dtype: "torch.dtype | None" = N
     dtype = dtype or torch.bfloat16
     if name == EMBEDDED or is_student(Path(known.source)):
         from tutelage.teacher import decoder_teacher, embedded
+        from tutelage.teacher.load_errors import load_errors
 
-        path = embedded.directory() if name == EMBEDDED else Path(known.source)
+        with load_errors(name, known.source, device, dtype):  # gguf may be missing, the disk full
+            path = embedded.directory() if name == EMBEDDED else Path(known.source)
         return decoder_teacher.load(name, path, device=device, dtype=dtype, prompt_style=known.prompt_style)
     from tutelage.teacher import huggingface
 

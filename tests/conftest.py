@@ -81,6 +81,12 @@ def tokenizer(text_dir: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
+def letters() -> Tokenizer:
+    """Every byte is a token, and no two are one."""
+    return train(["ab"], 257)
+
+
+@pytest.fixture(scope="session")
 def teacher_decoder() -> Decoder:
     """A teacher with opinions: its logits spread over a few nats."""
     torch.manual_seed(1)

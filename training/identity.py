@@ -16,7 +16,7 @@ from tutelage.student.config import StudentConfig
 from tutelage.teacher.signal import TeacherSpec
 from tutelage.training.config import RunConfig
 from tutelage.training.precision import Precision
-from tutelage.training.versions import upgrade
+from tutelage.training.versions import VERSION, upgrade
 
 FORMULAS: dict[str, dict[int, Callable[[Tokenizer, Corpus], str]]] = {
     "tokenizer": {1: lambda tokenizer, corpus: tokenizer.fingerprint},
@@ -45,6 +45,7 @@ def identity(
         formulas |= {name: recorded.get("formulas", {}).get(name, 1) for name in FORMULAS}
     made = {name: _formula(name, version)(tokenizer, corpus) for name, version in formulas.items()}
     return {
+        "version": VERSION,
         **{key: value for key, value in decisive(asdict(config)).items() if key not in APART},
         "teacher": {key: value for key, value in asdict(spec).items() if key != "source"},
         "student": asdict(shape),

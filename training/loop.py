@@ -15,6 +15,7 @@ from tutelage.data.loader import heldout_batches
 from tutelage.environment import environment
 from tutelage.teacher.registry import entry
 from tutelage.teacher.signal import Teacher
+from tutelage.training.allocator import request_huge_pages
 from tutelage.training.checkpoint import Saver, TrainingState, find_checkpoint, load_checkpoint, read_state, room
 from tutelage.training.config import RunConfig
 from tutelage.training.display import Display
@@ -77,6 +78,7 @@ def distill(config: RunConfig | None = None, *, teacher: Teacher | str | None = 
     for input that cannot work, before a run directory exists.
     """
     begun = time.perf_counter()
+    request_huge_pages()  # before the first tensor
     if isinstance(teacher, str):
         fields, teacher = {**fields, "teacher": teacher}, None
     config = replace(config or RunConfig(), **fields)

@@ -13,6 +13,8 @@ VERSION = 2
 
 RENAMED: dict[str, str] = {}
 """Fields of the configuration that had another name, dotted, and the one they have now."""
+ADDED: dict[str, Any] = {"loss.rounding": 1}
+"""Fields that version 1 did not have, and what it did, where that is not their default."""
 REVALUED: dict[str, Callable[[Any], Any]] = {}
 """Fields, under the name they have now, whose old values mean a new one."""
 
@@ -31,6 +33,10 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
             value = holder.pop(leaf)
             holder, leaf = _parent(tree, new, make=True)
             holder[leaf] = value
+    for name, value in ADDED.items() if version < VERSION else ():
+        holder, leaf = _parent(tree, name)
+        if holder:
+            holder.setdefault(leaf, value)
     for name, change in REVALUED.items():
         holder, leaf = _parent(tree, name)
         if leaf in holder:

@@ -3,15 +3,7 @@
 import pytest
 
 from tests.evaluation.test_passk import greedy
-from tutelage.data.tokenizer import Tokenizer, train
 from tutelage.evaluation.report import Measured
-
-
-@pytest.fixture(scope="session")
-def letters() -> Tokenizer:
-    """Every byte is a token, and no two are one."""
-    return train(["ab"], 257)
-
 
 BIN = {"count": 5, "confidence": 0.55, "accuracy": 0.4}
 SLICE = {"name": "keyword", "share": 1.0, "count": 5, "agreement": 0.75, "kl": 0.5}

@@ -13,7 +13,7 @@ from tutelage.errors import UserError
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import initialise
-from tutelage.teacher import huggingface
+from tutelage.teacher import embedded, huggingface
 from tutelage.teacher.load_errors import LONGEST, load_errors, out_of_memory
 from tutelage.teacher.registry import load_teacher
 
@@ -105,6 +105,15 @@ def test_half_a_file_is_one_line(file: str, kind: str, request: pytest.FixtureRe
         with pytest.raises(UserError) as caught:
             load_teacher(str(tmp_path / "half"), device)
         assert "\n" not in str(caught.value)
+
+
+def test_an_embedded_teacher_that_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise ImportError("gguf is not installed")
+
+    monkeypatch.setattr(embedded, "directory", fail)
+    with pytest.raises(UserError, match=r"smollm2-135m.*ImportError: gguf is not installed"):
+        load_teacher("smollm2-135m")
 
 
 def test_the_way_to_four_bits_is_an_extra_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:

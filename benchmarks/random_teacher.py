@@ -1,0 +1,93 @@
+"""A teacher of a real one's shape with random weights, for machines that cannot fetch it: what it costs is the same.
+
+    python -m benchmarks.random_teacher --shape smollm2-135m --output DIR    # then train.py --teacher DIR
+
+Its vocabulary is trained on the standard library. What it teaches is noise: never judge a student by it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tutelage.data.config import PackingConfig
+from tutelage.data.sources import parse_sources, read
+from tutelage.data.tokenizer import Tokenizer, train
+from tutelage.student.config import PRESETS, StudentConfig
+from tutelage.student.decoder import Decoder
+from tutelage.student.weights import save_student
+from tutelage.teacher.decoder_teacher import DecoderTeacher
+from tutelage.teacher.signal import TeacherSpec
+
+_SMOLLM2 = {**PRESETS["smollm2-6l"], "n_layers": 30}
+SHAPES = {
+    "smollm2-135m": StudentConfig(vocab_size=49_152, **_SMOLLM2),  # type: ignore[arg-type]
+    "starcoder2-3b": StudentConfig(
+        vocab_size=49_152,
+        n_layers=30,
+        n_heads=24,
+        n_kv_heads=2,
+        d_model=3072,
+        d_ff=12_288,
+        max_seq_len=16_384,
+        norm="layernorm",
+        mlp="gelu",
+        bias=True,
+        qkv_bias=True,
+        rope_theta=999_999.4420358813,
+    ),
+    "nano": StudentConfig(vocab_size=600, **PRESETS["nano"]),  # type: ignore[arg-type]
+}
+
+
+def random_decoder(shape: StudentConfig, device: str) -> Decoder:
+    """A frozen decoder in bf16, drawn where it will stay: in fp32 first, it might not fit."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        decoder = Decoder(shape).bfloat16()
+    decoder = decoder.to_empty(device=device)
+    for module in decoder.modules():
+        if hasattr(module, "reset_parameters") and module is not decoder.embed_tokens:
+            module.reset_parameters()  # norms start at one
+    decoder.initialise()
+    return decoder.eval().requires_grad_(False)
+
+
+def random_teacher(name: str, tokenizer: Tokenizer, device: str) -> DecoderTeacher:
+    """A teacher of this shape that shares the tokenizer, whose ids must all be in the shape's vocabulary."""
+    shape = replace(SHAPES[name], vocab_size=tokenizer.vocab_size)
+    spec = TeacherSpec(
+        name=f"random weights of {name}'s shape",
+        source="random",
+        revision=None,
+        quantisation=None,
+        n_parameters=shape.n_parameters,
+        vocab_size=shape.vocab_size,
+        d_model=shape.d_model,
+        n_layers=shape.n_layers,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+    )
+    return DecoderTeacher(random_decoder(shape, device), tokenizer, spec)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the teacher as a directory."""
+    parser = argparse.ArgumentParser("benchmarks.random_teacher", description=__doc__)
+    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2-135m")
+    parser.add_argument("--data", default="stdlib", help="text that the vocabulary is trained on")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(argv)
+    sources = parse_sources(options.data)
+    texts = (document.text for source in sources for document in read(source.name, PackingConfig()))
+    tokenizer = train(texts, SHAPES[options.shape].vocab_size)
+    teacher = random_teacher(options.shape, tokenizer, "cpu")
+    save_student(teacher.decoder, tokenizer, options.output)
+    print(f"{teacher.spec.name}, {teacher.spec.n_parameters:,} parameters, {tokenizer.vocab_size:,} ids")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

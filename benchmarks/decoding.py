@@ -20,7 +20,8 @@ def measure(preset: str, device: str, dtype: torch.dtype, vocab_size: int) -> di
     """Speed and memory of one preset."""
     shape = resolve(StudentOptions(preset=preset), vocab_size, preset)
     model = Decoder(shape).to(device, dtype).eval().requires_grad_(False)
-    latency(model, vocab_size, device)  # compiles what must be compiled
+    if device != "cpu":
+        latency(model, vocab_size, device)  # compiles what must be compiled
     found = latency(model, vocab_size, device)
     weights = shape.n_parameters * dtype.itemsize
     per_batch = {f"tokens/s, batch {n}": found[f"tokens_per_s_batch_{n}"] for n in (8, 32)}

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from benchmarks.ceilings import matmul_rate, peak_flops
 from benchmarks.random_teacher import random_teacher
 from benchmarks.timing import Lap, Output, device_line, extra_memory, laps, peak_resident, publish
-from benchmarks.workload import PARTS, Workload
+from benchmarks.workload import STEP_PARTS, Workload
 from tutelage import cli
 from tutelage.teacher.registry import load_teacher
 from tutelage.training.config import RunConfig
@@ -49,7 +49,8 @@ class Options(Output):
 
 def cases(options: Options, config: RunConfig) -> dict[str, Workload | str]:
     """What is timed by name, or the reason why it is not."""
-    precisions = {"run": [config.precision], "both": ["fp32", "bf16"]}.get(options.precision, [options.precision])
+    known = {"run": [str(config.precision)], "both": ["fp32", "bf16"]}
+    precisions = known.get(options.precision, [str(options.precision)])
     blocks = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
     found: dict[str, Workload | str] = {}
     teacher: Any = None
@@ -59,9 +60,9 @@ def cases(options: Options, config: RunConfig) -> dict[str, Workload | str]:
         teacher = random_teacher(options.random_teacher, vocabulary, device)
     for precision in precisions:
         for by_block in blocks:
-            name = f"{precision}, blocks compiled" if by_block else str(precision)
+            name = f"{precision}, blocks compiled" if by_block else precision
             try:
-                found[name] = Workload(replace(config, precision=precision), teacher, by_block=by_block)
+                found[name] = Workload(replace(config, precision=cast(Any, precision)), teacher, by_block=by_block)
             except NotImplementedError as error:
                 found[name] = str(error)
     return found
@@ -85,7 +86,7 @@ def measure(found: dict[str, Workload | str], options: Options) -> list[dict[str
         rows.append(
             {"case": name, "teacher": case.parts.teacher.spec.name, "student": case.parts.student.config.n_parameters}
             | {"step s": step, "tokens/s": case.tokens / step}
-            | {f"{part} %": 100 * float(s) / float(parts.sum()) for part, s in zip(PARTS, parts, strict=True)}
+            | {f"{part} %": 100 * float(s) / float(parts.sum()) for part, s in zip(STEP_PARTS, parts, strict=True)}
             | {"parts / step": float(parts.sum()) / step, "TFLOP": case.flops / 1e12}
             | utilisation(case, step)
         )
@@ -98,15 +99,15 @@ def utilisation(case: Workload, step: float) -> dict[str, float | None]:
     dtype = DTYPES.get(str(case.config.precision), torch.bfloat16)
     rate, peak = case.flops / step, peak_flops(device)
     return {
-        "MFU %": 100 * rate / peak if peak else None,
-        "of matmul %": 100 * rate / matmul_rate(device, dtype),
+        "MFU": rate / peak if peak else None,
+        "of matmul": rate / matmul_rate(device, dtype),
         "extra GiB": extra_memory(case.step, device) / 2**30,
     }
 
 
 def ratio(rows: list[dict[str, Any]]) -> float | None:
     """How much faster a step is in fp32 than in bf16, where both were timed."""
-    seconds = {row["case"]: row.get("step s") for row in rows}
+    seconds = {row["case"]: float(row["step s"]) for row in rows if "step s" in row}
     return seconds["bf16"] / seconds["fp32"] if {"bf16", "fp32"} <= seconds.keys() else None
 
 

@@ -15,8 +15,8 @@ from tutelage.training.config import RunConfig
 from tutelage.training.optim import clip
 from tutelage.training.parts import build
 
-PARTS = ("data", "teacher", "student forward", "loss", "backward", "optimizer")
-"""Of a step, in order. The loss makes its gradients in its forward pass, which is why backward is the student's."""
+STEP_PARTS = ("data", "teacher", "student forward", "loss", "backward", "optimizer")
+"""Of a training step, in order. The loss makes its gradients in its forward pass: backward is the student's."""
 
 
 class Workload:
@@ -38,7 +38,7 @@ class Workload:
         self._wait()
 
     def by_part(self, lap: Lap) -> None:
-        """The same, with a lap after each of PARTS, where the device is waited for."""
+        """The same, with a lap after each of STEP_PARTS, where the device is waited for."""
         parts, objective = self.parts, self.parts.distiller.objective
 
         def mark() -> None:

@@ -14,23 +14,26 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.timing import Lap, interleaved
 from tutelage.kernels import reference
 from tutelage.kernels.dispatch import Impl
-from tutelage.kernels.linear_divergence import DenseTeacher, knobs_of, linear_divergence, row_work
+from tutelage.kernels.linear_divergence import DenseTeacher, linear_divergence
 from tutelage.kernels.logit_divergence import logit_divergence
-from tutelage.kernels.rows import Work
 
 KD, CE = 0.8, 0.2
 SETTINGS: dict[str, dict[str, Mapping[str, Any]]] = {
     "cpu": {
-        "chunk 2048": {"chunk_size": 2048},
+        "default": {},
+        "fp32 matmuls": {"compute_dtype": torch.float32},
         "chunk 192, sum in bf16": {"chunk_size": 192, "accum_dtype": torch.bfloat16},
     },
-    "cuda": {"chunk 2048": {"chunk_size": 2048}, "chunk 1024": {"chunk_size": 1024}},
+    "cuda": {"default": {}, "chunk 2048": {"chunk_size": 2048}},
 }
-"""Of our loss: the fast one, and a leaner one."""
+"""Of our loss: what nobody has to ask for; matmuls that are faster on many a CPU; a leaner or a larger one."""
+PEER_CHUNK = 1024
+"""Rows of the chunks of who cuts the loss into chunks by hand, as Liger's are."""
 OURS: dict[str, tuple[Impl, ...]] = {"cpu": ("eager", "compile", "triton"), "cuda": ("triton", "compile")}
 """The implementations in the table; on a CPU the last one is there to say that it can't be."""
 
@@ -41,12 +44,11 @@ class NotHereError(Exception):
 
 @dataclass(frozen=True)
 class Contender:
-    """`forward`, then `backward` of what it returned, if there is one; `before` is not timed."""
+    """`forward`, then `backward` of what it returned, if there is one."""
 
     forward: Callable[[], Any]
     leaves: tuple[Tensor, ...] = ()
     backward: Callable[[Any], object] | None = None
-    before: Callable[[], object] | None = None
     impl: str = ""
     bytes_moved: int = 0
     """Bytes that cannot be left out, where bandwidth is what counts."""
@@ -57,8 +59,6 @@ class Contender:
         """One run, with a lap around each part; returns what `forward` did."""
         for leaf in self.leaves:
             leaf.grad = None
-        if self.before is not None:
-            self.before()
         lap()
         with torch.set_grad_enabled(bool(self.leaves)):
             out = self.forward()
@@ -175,6 +175,10 @@ def losses(p: Problem, device: str) -> Factories:
         function = torch.compile(naive, dynamic=False)
         return trained(lambda: function(*p), p.leaves, expected=both)
 
+    def by_hand() -> Contender:
+        function = torch.compile(naive, dynamic=False)
+        return trained(lambda: chunked(p, function), p.leaves, expected=both)
+
     named: Factories = {
         f"ours, {i}, {name}": partial(own, i, settings)
         for i in OURS[device]
@@ -183,11 +187,23 @@ def losses(p: Problem, device: str) -> Factories:
     return named | {
         "naive": lambda: trained(lambda: naive(*p), p.leaves, expected=both),
         "naive, compiled": compiled,
+        "naive in chunks: checkpoint, compiled": by_hand,
         "Liger fused_linear_jsd, KL alone": lambda: liger_fused(p, device, kl),
         "Liger chunked, not compiled": lambda: liger_chunked(p, False, both),
         "Liger chunked, compiled": lambda: liger_chunked(p, True, both),
+        "FLA fused_kl_div, KL alone": lambda: fla(p, device, kl),
+        "Cut Cross-Entropy, CE alone": lambda: cut_cross_entropy(p, device, both - kl),
         "its four matmuls": lambda: matmuls(p, device),
     }
+
+
+def chunked(p: Problem, loss: Callable[..., Tensor]) -> Tensor:
+    """What a good engineer writes first: chunk after chunk, whose logits are made again in the backward pass."""
+    parts = zip(*(x.split(PEER_CHUNK) for x in (p.hidden, p.t_hidden, p.targets)), strict=True)
+    return torch.stack([
+        checkpoint(loss, hidden, p.head, t_hidden, p.t_head, targets, use_reentrant=False)
+        for hidden, t_hidden, targets in parts
+    ]).sum()  # fmt: skip
 
 
 def liger_chunked(p: Problem, compiled: bool, expected: float) -> Contender:
@@ -208,6 +224,26 @@ def liger_fused(p: Problem, device: str, expected: float) -> Contender:
         return KD * len(p.targets) * LigerFusedLinearJSDFunction.apply(*p, 0.0, -100, 1.0, None, None, None)
 
     return trained(forward, p.leaves, expected=expected)
+
+
+def fla(p: Problem, device: str, expected: float) -> Contender:
+    """flash-linear-attention's, a mean over tokens too, and without a cross-entropy."""
+    needs_cuda(device, " (Triton)")
+    from fla.modules.fused_kl_div import FusedKLDivLoss
+
+    loss = FusedKLDivLoss()
+    hidden, head, t_hidden, t_head, targets = p
+    return trained(lambda: KD * len(targets) * loss(hidden, t_hidden, head, t_head), p.leaves, expected=expected)
+
+
+def cut_cross_entropy(p: Problem, device: str, expected: float) -> Contender:
+    """Apple's, of the student alone. arXiv:2411.09009."""
+    needs_cuda(device, " (Triton)")
+    from cut_cross_entropy import linear_cross_entropy
+
+    return trained(
+        lambda: CE * linear_cross_entropy(p.hidden, p.head, p.targets, reduction="sum"), p.leaves, expected=expected
+    )
 
 
 def matmuls(p: Problem, device: str) -> Contender:
@@ -262,22 +298,11 @@ def logit_losses(N: int, V: int, device: str) -> Factories:
 
         return ours(impl, device, lambda: trained(forward, (s,), impl=impl, **more))
 
-    def rows_alone(impl: Impl) -> Contender:
-        knobs = knobs_of(KD, CE, 1.0, 0.0, torch.device(device), s.dtype)
-        work = Work("forward_kl", V, tempered=False, with_grad=True, by_temperature=False, masked=False)
-        run = partial(row_work(impl), scratch, t, targets, knobs, work)
-        renew = lambda: scratch.copy_(s.detach())  # noqa: E731  # it is written over
-        return Contender(run, before=renew, impl=impl, bytes_moved=3 * once)
-
     def compiled() -> Contender:
         function = torch.compile(naive_of_logits, dynamic=False)
         return trained(lambda: function(s, t, targets), (s,), **more)
 
-    named: Factories = {f"ours, {impl}": partial(op, impl) for impl in OURS[device]}
-    named |= {
-        f"row work alone, {impl}": partial(ours, impl, device, partial(rows_alone, impl)) for impl in OURS[device]
-    }
-    return named | {
+    return {f"ours, {impl}": partial(op, impl) for impl in OURS[device]} | {
         "naive": lambda: trained(lambda: naive_of_logits(s, t, targets), (s,), **more),
         "naive, compiled": compiled,
         "copy": lambda: Contender(lambda: scratch.copy_(t), bytes_moved=2 * once),

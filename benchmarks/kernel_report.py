@@ -18,12 +18,17 @@ PACKAGES = {"torch": "torch", "triton": "triton", "liger": "liger-kernel"}
 
 def targets_table(rows: Sequence[Row], device: str) -> str:
     """Every target with what was measured."""
-    lines = [("target", "measured", "target", "stretch", "verdict", "best of ours : best of the peers")]
+    lines = [("target", "measured", "target", "stretch", "verdict", "our fastest : best of the peers")]
     for target in TARGETS:
         measured, verdict, between = judge(target, rows, device)
         name = f"{'GPU' if target.device == 'cuda' else 'CPU'}: {target.what}"
         lines.append((name, measured, target.bound(target.goal), target.bound(target.stretch), verdict, between))
     return "Targets: ratios of p50 and of memory in one process\n" + aligned(lines)
+
+
+def show(rows: Sequence[Row] | Sequence[MemoryRow]) -> str:
+    """A table of either kind."""
+    return memory_table(rows) if rows and isinstance(rows[0], MemoryRow) else table(rows)  # type: ignore[arg-type]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -84,7 +89,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-LEFT = ("", "verdict", "best of ours : best of the peers")
+LEFT = ("", "verdict", "our fastest : best of the peers")
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -100,27 +105,17 @@ def installed(package: str) -> str:
         return ""
 
 
-def write(
-    rows: Sequence[Row], memory: Sequence[MemoryRow], out: Path, device: str, line: str, redraw: bool
-) -> list[str]:
-    """`kernels-<device>.csv`, `kernels-memory-<device>.csv` and `kernels-<device>.png`; says what it wrote."""
+def write(rows: Sequence[Row], memory: Sequence[MemoryRow], out: Path, device: str, line: str) -> None:
+    """`kernels-<device>.csv` and `kernels-memory-<device>.csv`."""
     out.mkdir(parents=True, exist_ok=True)
-    said = []
     stamp = {"device": line, "date": date.today().isoformat()} | {k: installed(v) for k, v in PACKAGES.items()}
     for name, found in (("kernels", rows), ("kernels-memory", memory)):
-        if found and not redraw:
-            path = out / f"{name}-{device}.csv"
-            with path.open("w", newline="") as file:
+        if found:
+            with (out / f"{name}-{device}.csv").open("w", newline="") as file:
                 lines = [asdict(row) | stamp for row in found]
                 writer = csv.DictWriter(file, lines[0], lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(lines)
-            said.append(f"wrote {path}")
-    try:
-        draw(rows, memory, out / f"kernels-{device}.png", line)
-    except ImportError as error:
-        return [*said, f"no picture: {error}; elsewhere --redraw draws it from the CSV"]
-    return [*said, f"wrote {out / f'kernels-{device}.png'}"]
 
 
 def read(out: Path, device: str) -> tuple[list[Row], list[MemoryRow], str]:
@@ -149,10 +144,15 @@ COLOURS = {"ours": "#2a5d8f", "its four": "#d98c3f"}
 """By how a name starts; everybody else is grey."""
 
 
-def draw(rows: Sequence[Row], memory: Sequence[MemoryRow], path: Path, line: str) -> None:
-    """Bars of time and extra memory for each table of the loss and of attention; below, memory by tokens."""
-    import matplotlib
+def draw(rows: Sequence[Row], memory: Sequence[MemoryRow], path: Path, line: str) -> str:
+    """Bars of time and extra memory for each table of the loss and of attention; below, memory by tokens.
 
+    Says what it wrote, or why it could not.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        return f"no picture: {error}; elsewhere --redraw draws it from the CSV"
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -160,7 +160,7 @@ def draw(rows: Sequence[Row], memory: Sequence[MemoryRow], path: Path, line: str
     tables = [group for group in tables if group and group[0].op in CHARTED]
     heights = [0.9 + 0.26 * len(group) for group in tables] + ([3.0] if memory else [])
     if not heights:
-        return
+        return "no picture: nothing to draw"
     size = (11, sum(heights) + 0.9)
     figure, charts = pyplot.subplots(len(heights), 2, figsize=size, squeeze=False, height_ratios=heights)
     for (left, right), group in zip(charts, tables, strict=False):
@@ -173,6 +173,7 @@ def draw(rows: Sequence[Row], memory: Sequence[MemoryRow], path: Path, line: str
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+    return f"wrote {path}"
 
 
 def time_chart(chart: Any, rows: Sequence[Row]) -> None:

@@ -8,16 +8,30 @@ Shapes: N tokens, D width, B rows, T tokens of a row, L cached tokens, H query h
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernel_peers import CE, KD, OURS, Contender, Factories, Sizes, naive, needs_cuda, ours, problem, trained
+from benchmarks.kernel_peers import (
+    CE,
+    KD,
+    OURS,
+    Contender,
+    Factories,
+    NotHereError,
+    Sizes,
+    naive,
+    needs_cuda,
+    ours,
+    problem,
+    trained,
+)
 from tutelage.kernels import dispatch
 from tutelage.kernels.attention import Rope, Sight, attention, cached_attention, documents, rotate, so_far
 from tutelage.kernels.dispatch import Impl
-from tutelage.kernels.linear_divergence import DenseTeacher, linear_divergence
 from tutelage.kernels.rms_norm import rms_norm
 
 
@@ -138,8 +152,37 @@ def packed(size: Heads, device: str) -> Factories:
     sight = documents(segments)
     return {f"ours, {impl}": partial(our_attention, qkv, impl, device, sight) for impl in OURS[device]} | {
         "SDPA with a mask": lambda: trained(lambda: sdpa(*qkv, mask=sight.mask), qkv, grad),
+        "varlen_attn": lambda: varlen(qkv, segments, device),
         "FlexAttention, document mask": lambda: flex(qkv, segments, device),
     }
+
+
+def varlen(qkv: Qkv, segments: Tensor, device: str) -> Contender:
+    """PyTorch's flash attention of documents laid end to end; its way of saying "causal" depends on the version."""
+    needs_cuda(device)
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = signature(varlen_attn).parameters
+    more: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    B, H, T, Dh = qkv[0].shape
+    groups = H // qkv[1].shape[1]
+    if "enable_gqa" in known:
+        more["enable_gqa"], groups = groups > 1, 1
+    starts = torch.ones_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    cuts = F.pad(starts.flatten().nonzero()[:, 0], (0, 1), value=B * T).int()
+    longest = int(cuts.diff().max())
+
+    def flat(x: Tensor, repeats: int) -> Tensor:
+        rows = x.transpose(1, 2).reshape(B * T, -1, Dh)
+        return rows if repeats == 1 else rows.repeat_interleave(repeats, 1)
+
+    def forward() -> Tensor:
+        q, k, v = flat(qkv[0], 1), flat(qkv[1], groups), flat(qkv[2], groups)
+        out = varlen_attn(q, k, v, cuts, cuts, longest, longest, **more)
+        return out.view(B, T, H, Dh).transpose(1, 2)
+
+    return trained(forward, qkv, torch.randn_like(qkv[0]))
 
 
 def decoding(size: Heads, keys: int, device: str) -> Factories:
@@ -170,8 +213,9 @@ def norms(N: int, D: int, device: str) -> Factories:
         function = torch.compile(composite, dynamic=False)
         return trained(lambda: function(x, weight), leaves, grad)
 
+    name = "ours" if device == "cpu" else "ours: there the composite"
     return {
-        "ours": lambda: trained(lambda: rms_norm(x, weight, 1e-5), leaves, grad, impl="eager"),
+        name: lambda: trained(lambda: rms_norm(x, weight, 1e-5), leaves, grad, impl="eager"),
         "F.rms_norm in fp32": lambda: trained(lambda: composite(x, weight), leaves, grad),
         "F.rms_norm in fp32, compiled": compiled,
         "F.rms_norm in bf16": lambda: trained(lambda: F.rms_norm(x, (D,), weight, 1e-5), leaves, grad),
@@ -179,44 +223,76 @@ def norms(N: int, D: int, device: str) -> Factories:
 
 
 def student_steps(sizes: Sizes, device: str) -> Factories:
-    """Forward and backward pass of the 125m preset and its loss, the teacher's hidden states given; trunks compiled."""
-    names = ["ours: Triton attention, fused loss", "SDPA, naive loss", "SDPA, naive loss, all compiled"]
+    """Forward and backward pass of the 125m preset and its loss, the teacher's hidden states given.
 
-    def make(name: str) -> Contender:
-        needs_cuda(device, "; on a CPU see benchmarks.train_step")
-        return step_contenders(sizes, device)[names.index(name)]
+    Ours calls what training calls, as it stands and with the blocks compiled as training has them.
+    """
+    factories: Factories = {
+        "ours": partial(our_step, sizes, device, False),
+        "ours, compiled by block": partial(our_step, sizes, device, True),
+    }
+    factories |= {f"SDPA, naive loss{what}": partial(peer_step, sizes, device, what) for what in PEER_STEPS}
+    return factories
 
-    return {name: partial(make, name) for name in names}
+
+PEER_STEPS = ("", ", trunk compiled", ", all compiled")
 
 
-def step_contenders(sizes: Sizes, device: str) -> list[Contender]:
-    """In the order of `student_steps`; each compiles a function of its own, as code cached for one would serve all."""
+def random_student(sizes: Sizes, device: str) -> tuple[Any, Tensor]:
+    """The 125m preset, and tokens for it in rows of 1,024."""
+    needs_cuda(device, "; on a CPU see benchmarks.train_step")
     from tutelage.student.config import StudentOptions, resolve
     from tutelage.student.decoder import Decoder
 
     torch.manual_seed(0)
-    shape = resolve(StudentOptions(preset="125m"), sizes.vocab, "125m")
-    model, p = Decoder(shape).to(device), problem(sizes, device)
     rows = max(1, sizes.tokens // 1024)
     tokens = torch.randint(sizes.vocab, (rows, sizes.tokens // rows), device=device)
-    rest, teacher = p[2:], DenseTeacher(p.t_hidden, p.t_head)
+    return Decoder(resolve(StudentOptions(preset="125m"), sizes.vocab, "125m")).to(device), tokens
+
+
+def our_step(sizes: Sizes, device: str, by_block: bool) -> Contender:
+    """What a training step runs between the teacher and the optimizer."""
+    model, tokens = random_student(sizes, device)
+    from tutelage.data.batch import Batch
+    from tutelage.losses.config import LossConfig
+    from tutelage.losses.objective import Objective
+    from tutelage.losses.term import Progress
+    from tutelage.teacher.signal import FullSignal
+    from tutelage.training.distiller import Distiller
+
+    if by_block and not hasattr(model, "compile_blocks"):
+        raise NotHereError("the decoder has no blocks to compile")
+    if by_block:
+        model.compile_blocks()
+    p = problem(sizes, device)
+    place = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+    keys = torch.arange(len(tokens), device=device)
+    batch = Batch(tokens, p.targets.view_as(tokens), torch.zeros_like(tokens), place, keys)
+    signal = FullSignal(p.t_hidden.view(*tokens.shape, -1), p.t_head)
+    distiller = Distiller(model, Objective(LossConfig(ce_weight=CE, kd_weight=KD), sizes.vocab)).train()
+    counts = distiller.objective.counts(batch)
+
+    def run() -> Tensor:
+        return distiller(batch, signal, counts, Progress(0, 1))[0]
+
+    return trained(partial(under, "auto", run, device), tuple(model.parameters()), impl=dispatch.use("auto", device))
+
+
+def peer_step(sizes: Sizes, device: str, what: str) -> Contender:
+    """The same model on PyTorch's own ops; each way compiles a function of its own, as cached code would serve all."""
+    model, tokens = random_student(sizes, device)
+    rest = problem(sizes, device)[2:]
 
     def trunk() -> Tensor:
         return model(tokens).hidden.flatten(0, 1)
 
-    def plain_trunk() -> Tensor:
-        return trunk()
+    fast = torch.compile(trunk, dynamic=False) if "trunk" in what else trunk
 
-    def plain_step() -> Tensor:
-        return naive(trunk(), model.head.bfloat16(), *rest)
+    def step() -> Tensor:
+        return naive(fast(), model.head.bfloat16(), *rest)
 
-    fast, plain, whole = (torch.compile(function, dynamic=False) for function in (trunk, plain_trunk, plain_step))
-    runs: list[tuple[Impl, Callable[[], Tensor]]] = [
-        ("triton", lambda: linear_divergence(fast(), model.head, teacher, p.targets, kd_weight=KD, ce_weight=CE).total),
-        ("eager", lambda: naive(plain(), model.head.bfloat16(), *rest)),
-        ("eager", whole),
-    ]
-    return [trained(partial(under, impl, run, device), tuple(model.parameters()), impl=impl) for impl, run in runs]
+    run = torch.compile(step, dynamic=False) if "all" in what else step
+    return trained(partial(under, "eager", run, device), tuple(model.parameters()), impl="eager")
 
 
 def under(impl: Impl, run: Callable[[], Tensor], device: str) -> Tensor:

@@ -8,6 +8,7 @@ import argparse
 import math
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ from benchmarks.kernel_student_peers import Heads, attentions, decoding, norms, 
 from benchmarks.kernel_targets import MemoryRow, Row
 from benchmarks.timing import Output, device_line, extra_memory, laps, publish, quantiles
 from tutelage.kernels.linear_divergence import forget_workspace
+from tutelage.training.allocator import keep_memory
 
 TOLERANCE = 0.05
 """How far a peer's loss may be from the naive one; some keep their statistics in bf16."""
@@ -75,6 +77,7 @@ class Options:
     teacher: int
     repeats: int
     limit: float
+    seconds: float = math.inf
 
     @property
     def own(self) -> Defaults:
@@ -132,6 +135,10 @@ TABLES: dict[str, Callable[[Options], Tables]] = {
     "step": step_tables,
 }
 ROWS = [*TABLES, "memory", "accuracy"]
+ALLOCATOR = {
+    "cpu": "freed memory is kept by everybody, as in training (training/allocator.py)",
+    "cuda": "PyTorch's caching allocator; the L2 cache is cold before a forward pass and warm before a backward pass",
+}
 
 
 @contextmanager
@@ -171,12 +178,18 @@ def reason(error: Exception) -> str:
     return (kind + (str(error).strip().splitlines() or [""])[0])[:90]
 
 
-def measure(op: str, setting: str, factories: Factories, o: Options) -> list[Row]:
-    """Times and extra memory of everybody in a table; where somebody cannot run, one row with the reason."""
+def measure(op: str, setting: str, factories: Factories, o: Options, until: float = math.inf) -> list[Row]:
+    """Times and extra memory of everybody in a table; where somebody cannot run, one row with the reason.
+
+    Once `time.monotonic()` has passed `until`, who was not prepared stays out and there are no more rounds.
+    """
     torch.compiler.reset()  # or what another size left behind would make this one compile for any size
-    found = {name: prepare(factory, o.limit) for name, factory in factories.items()}
+    found: dict[str, Contender | str] = {}
+    for name, factory in factories.items():
+        left = until - time.monotonic()
+        found[name] = prepare(factory, min(o.limit, left)) if left > 1 else "not measured: no time left (--seconds)"
     ready = {name: contender for name, contender in found.items() if isinstance(contender, Contender)}
-    times = laps(ready, o.repeats, o.device)
+    times = laps(ready, o.repeats, o.device, until=until)
     rows: list[Row] = []
     for name, contender in found.items():
         if isinstance(contender, str):
@@ -241,24 +254,19 @@ def accuracy(o: Options) -> list[Row]:
     return rows
 
 
-def everything(o: Options, show: Callable[[str], None]) -> tuple[list[Row], list[MemoryRow]]:
-    """All that `--rows` names; each table is shown when it is there."""
-    rows: list[Row] = []
-    memory: list[MemoryRow] = []
-    for op, tables in TABLES.items():
-        if op in o.rows:
-            for setting, factories in tables(o):
-                found = measure(op, setting, factories, o)
-                show(report.table(found))
-                rows += found
-    if "memory" in o.rows:
-        memory = growth(o)
-        show(report.memory_table(memory))
-    if "accuracy" in o.rows:
-        found = accuracy(o)
-        show(report.table(found))
-        rows += found
-    return rows, memory
+def everything(o: Options) -> Iterator[list[Row] | list[MemoryRow]]:
+    """What `--rows` names, table after table; each has its share of the time that is left."""
+    end = time.monotonic() + o.seconds
+    for place, op in enumerate(o.rows):
+        now = time.monotonic()
+        until = now + (end - now) / (len(o.rows) - place)
+        if op == "memory":
+            yield growth(o)
+        elif op == "accuracy":
+            yield accuracy(o)
+        else:
+            for setting, factories in TABLES[op](o):
+                yield measure(op, setting, factories, o, until)
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -285,6 +293,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--teacher", type=int, help="teacher width E")
     parser.add_argument("--repeats", type=int, help="timed rounds")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for a contender's first run")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time for all tables; what is left out says so")
     parser.add_argument("--output", type=Path, help="folder for the CSV files and the picture")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: show and draw what lies in --output")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -301,26 +310,37 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the tables and the targets, and writes them where asked."""
+    """Prints the tables and the targets, and writes them where asked; an interrupted run keeps what it has."""
+    keep_memory()  # as training does: nobody here waits for pages that were given back
     args = arguments(argv)
     options = Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__})
     show: Callable[[str], None] = (lambda text: None) if args.json else (lambda text: print(text, flush=True))
+    rows: list[Row] = []
+    memory: list[MemoryRow] = []
+    stopped = False
     if args.redraw:
         rows, memory, line = report.read(args.output, args.device)
-        for group in report.grouped(rows):
-            show(report.table(group))
+        show("\n".join(map(report.table, report.grouped(rows))))
         show(report.memory_table(memory))
     else:
         line = device_line(args.device)
-        show(line + "\n")
+        show(line + f"\n{ALLOCATOR[args.device]}\n")
         torch.manual_seed(0)
-        rows, memory = everything(options, show)
+        try:
+            for found in everything(options):
+                show(report.show(found))
+                memory += [row for row in found if isinstance(row, MemoryRow)]
+                rows += [row for row in found if isinstance(row, Row)]
+                if args.output is not None:  # what comes next may bring the process down
+                    report.write(rows, memory, args.output, args.device, line)
+        except KeyboardInterrupt:
+            stopped = True
         result = {"rows": [asdict(row) for row in rows], "memory": [asdict(row) for row in memory]}
         publish("kernels", result, Output(json=args.json, history=args.history), args.device)
     show(report.targets_table(rows, args.device))
-    if args.output is not None:
-        show("\n".join(report.write(rows, memory, args.output, args.device, line, args.redraw)))
-    return 0
+    if args.output is not None and not stopped:
+        show(report.draw(rows, memory, args.output / f"kernels-{args.device}.png", line))
+    return 130 if stopped else 0
 
 
 if __name__ == "__main__":

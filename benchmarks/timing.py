@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import json
+import logging
+import math
 import platform
 import resource
 import threading
@@ -16,6 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+
+log = logging.getLogger(__name__)
+HEAD_START, LONGEST_HEAD_START = 1e-3, 0.06
+"""Seconds that a GPU is kept busy while the host queues what is timed: at first, and at most."""
+SLEEP_RATE = 2e9
+"""Cycles of a GPU's clock in a second, or a few more than there are."""
+CACHE_BYTES = 256 << 20
+"""What is written to empty a GPU's L2 cache; the largest has half of it."""
 
 Lap = Callable[[], None]
 """Marks a moment. What is timed calls it where it starts, between its parts, and where it ends."""
@@ -53,37 +63,54 @@ def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, device: 
 
 
 def laps(
-    runs: Mapping[str, Callable[[Lap], object]], repeats: int, device: str = "cpu", rotate: bool = True
+    runs: Mapping[str, Callable[[Lap], object]],
+    repeats: int,
+    device: str = "cpu",
+    rotate: bool = True,
+    until: float = math.inf,
 ) -> dict[str, np.ndarray]:
-    """Seconds from lap to lap of each callable, `(repeats, laps − 1)`; all in turn, after a warm-up round.
+    """Seconds from lap to lap of each callable, `(rounds, laps − 1)`; all in turn, after a warm-up round.
 
     What stands before a callable's first lap is not counted. `rotate` starts each round with the next one, so that
-    nobody always runs after the same neighbour.
+    nobody always runs after the same neighbour. There are `repeats` rounds, or fewer (but one) once `time.monotonic()`
+    has passed `until`.
     """
     seconds: dict[str, list[list[float]]] = {name: [] for name in runs}
+    starts = dict.fromkeys(runs, HEAD_START)
+    late = dict.fromkeys(runs, 0)
     names = list(runs)
     for turn in range(repeats + 1):
+        if turn > 1 and time.monotonic() > until:
+            break
         first = turn % len(names) if rotate and names else 0
         for name in names[first:] + names[:first]:
-            clock = _Clock(device)
+            clock = _Clock(device, starts[name])
             runs[name](clock.lap)
+            if clock.late():
+                starts[name] = min(2 * max(clock.host_seconds(), HEAD_START), LONGEST_HEAD_START)
+                late[name] += turn > 0
             if turn:
                 seconds[name].append(clock.seconds())
+    for name in filter(late.get, names):
+        log.warning("%s: the GPU waited for the host in %d of %d rounds", name, late[name], len(seconds[name]))
     return {name: np.array(rounds) for name, rounds in seconds.items()}
 
 
 class _Clock:
-    """A stopwatch: the host's on a CPU, events in the stream on a GPU."""
+    """A stopwatch: the host's on a CPU, events in the stream on a GPU.
 
-    def __init__(self, device: str) -> None:
+    There the L2 cache is emptied first, and the GPU then sleeps for `head_start` seconds while the host queues what is
+    timed: without it a kernel of a tenth of a millisecond would be timed by how fast Python launches it.
+    """
+
+    def __init__(self, device: str, head_start: float = HEAD_START) -> None:
         self.device = device
         self.marks: list[Any] = []
+        self.host: list[float] = []
         if device == "cuda":
-            # Empties the L2 cache, and keeps the GPU busy while the host queues what is timed: without it a kernel of
-            # a tenth of a millisecond would be timed by how fast Python launches it.
-            block = torch.empty(256 << 20, dtype=torch.uint8, device=device)
-            for _ in range(8):
-                block.zero_()
+            torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device).zero_()
+            torch.cuda._sleep(int(head_start * SLEEP_RATE))
+            self.host.append(time.perf_counter())
 
     def lap(self) -> None:
         """Marks this moment."""
@@ -91,15 +118,22 @@ class _Clock:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
+        self.host.append(time.perf_counter())
+
+    def late(self) -> bool:
+        """Whether the GPU came to the first mark before all was queued, so that it may have waited for the host."""
+        return self.device == "cuda" and bool(self.marks[0].query())
+
+    def host_seconds(self) -> float:
+        """What the host needed to queue everything."""
+        return self.host[-1] - self.host[0]
 
     def seconds(self) -> list[float]:
         """Between each mark and the next."""
         if self.device == "cuda":
             torch.cuda.synchronize()
             return [start.elapsed_time(end) / 1e3 for start, end in pairwise(self.marks)]
-        return [end - start for start, end in pairwise(self.marks)]
+        return [end - start for start, end in pairwise(self.host)]
 
 
 def quantiles(seconds: np.ndarray) -> Quantiles:

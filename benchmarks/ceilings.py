@@ -10,32 +10,11 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.timing import Output, device_line, interleaved, publish
+from tutelage.training.meter import peak_flops
 
-PEAKS = {
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-"""Dense bf16 FLOP/s by what a GPU's name holds, from its data sheet; the first that fits."""
 SIZES = {"cpu": 1024, "cuda": 8192}
 COPIES = {"cpu": 1 << 28, "cuda": 1 << 32}
 """Bytes that are copied: many times what caches hold."""
-
-
-def peak_flops(device: str) -> float | None:
-    """The data sheet's dense bf16 FLOP/s of this GPU; None for what is not in the list."""
-    if device != "cuda":
-        return None
-    name = torch.cuda.get_device_name()
-    return next((rate for known, rate in PEAKS.items() if known in name), None)
 
 
 def matmul_rate(device: str, dtype: torch.dtype, size: int = 0, repeats: int = 10) -> float:
@@ -62,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--bytes", type=int, default=0, help="bytes that are copied")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
-    device, peak = options.device, peak_flops(options.device)
+    device = options.device
+    peak = peak_flops(torch.device(device), "bf16") if device == "cuda" else None
     rows = [
         {
             "what": f"matmul, {str(dtype).removeprefix('torch.')}",

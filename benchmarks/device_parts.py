@@ -237,7 +237,18 @@ def distil(setting: Setting, seconds: float) -> list[list[str]]:
     flags += ["--device", setting.device, "--output_dir", setting.work / "run"]
     seldom = ["--eval_every", 1_000_000, "--checkpoint_every", 1_000_000]
     if setting.tiny:
-        length: list[object] = [*_tiny_run(), "--steps", 4, "--log_every", 1, "--tracker", "none", *seldom]
+        length: list[object] = [
+            *_tiny_run(),
+            "--minutes",
+            "null",
+            "--steps",
+            4,
+            "--log_every",
+            1,
+            "--tracker",
+            "none",
+            *seldom,
+        ]
     else:
         minutes = min(2.0, max(0.2, (seconds - 3 * START) / 60))
         length = ["--minutes", f"{minutes:.2f}", "--batch_size", 32, "--max_rows", "null", *seldom]

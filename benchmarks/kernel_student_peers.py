@@ -21,7 +21,6 @@ from benchmarks.kernel_peers import (
     OURS,
     Contender,
     Factories,
-    NotHereError,
     Sizes,
     naive,
     needs_cuda,
@@ -259,9 +258,8 @@ def our_step(sizes: Sizes, device: str, by_block: bool) -> Contender:
     from tutelage.losses.term import Progress
     from tutelage.teacher.signal import FullSignal
     from tutelage.training.distiller import Distiller
+    from tutelage.training.precision import Precision
 
-    if by_block and not hasattr(model, "compile_blocks"):
-        raise NotHereError("the decoder has no blocks to compile")
     if by_block:
         model.compile_blocks()
     p = problem(sizes, device)
@@ -269,7 +267,8 @@ def our_step(sizes: Sizes, device: str, by_block: bool) -> Contender:
     keys = torch.arange(len(tokens), device=device)
     batch = Batch(tokens, p.targets.view_as(tokens), torch.zeros_like(tokens), place, keys)
     signal = FullSignal(p.t_hidden.view(*tokens.shape, -1), p.t_head)
-    distiller = Distiller(model, Objective(LossConfig(ce_weight=CE, kd_weight=KD), sizes.vocab)).train()
+    objective = Objective(LossConfig(ce_weight=CE, kd_weight=KD), sizes.vocab)
+    distiller = Distiller(model, objective, Precision()).train()
     counts = distiller.objective.counts(batch)
 
     def run() -> Tensor:

@@ -4,31 +4,30 @@
     python -m benchmarks.train_step --compile both -- --student.preset 125m    # with and without compiled blocks
     python -m benchmarks.train_step --random_teacher starcoder2-3b -- --config configs/one-gpu.yaml --data stdlib
 
-All cases run in one process, in turn, on the same rows. `step` is what training calls. Its parts are timed in a run of
-their own that waits for the device after each of them, so their sum is a little more than a step. MFU is the step's
-matmul FLOP (the teacher once, the student three times) over its time and the data sheet's peak, or `of matmul`, over
-what a large matmul reaches here in the same dtype.
+All cases run in one process, in turn, on the same rows: the function that training calls, taken apart as the run's own
+log does it. MFU is the step's matmul FLOP (the teacher once, the student three times) over its time and the data
+sheet's peak, where that is known; `of matmul` is the same over what a large matmul reaches here in the same dtype.
 """
 
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
-from benchmarks.ceilings import matmul_rate, peak_flops
+from benchmarks.ceilings import matmul_rate
 from benchmarks.random_teacher import random_teacher
 from benchmarks.timing import Lap, Output, device_line, extra_memory, laps, peak_resident, publish
-from benchmarks.workload import STEP_PARTS, Workload
+from benchmarks.workload import Workload
 from tutelage import cli
 from tutelage.teacher.registry import load_teacher
 from tutelage.training.config import RunConfig
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from tutelage.training.devices import find_device
+from tutelage.training.meter import PARTS
+from tutelage.training.precision import DTYPES
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Options(Output):
 
     precision: Literal["run", "bf16", "fp32", "both"] = "run"
     """The run's, another, or both and their ratio."""
-    compile: Literal["no", "yes", "both"] = "no"
-    """The student's blocks compiled, as they stand, or both."""
+    compile: Literal["run", "no", "yes", "both"] = "run"
+    """As the run has the student's blocks, as they stand, compiled, or both."""
     random_teacher: str | None = None
     """A teacher of this shape with random weights, and of the run's teacher its vocabulary alone."""
     repeats: PositiveInt = 5
@@ -47,62 +46,43 @@ class Options(Output):
     """Rounds end, but for one, after so long."""
 
 
-def cases(options: Options, config: RunConfig) -> dict[str, Workload | str]:
-    """What is timed by name, or the reason why it is not."""
-    known = {"run": [str(config.precision)], "both": ["fp32", "bf16"]}
-    precisions = known.get(options.precision, [str(options.precision)])
-    blocks = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
-    found: dict[str, Workload | str] = {}
+def cases(options: Options, config: RunConfig) -> dict[str, Workload]:
+    """What is timed, by name."""
+    known: dict[str, list[Any]] = {"run": [config.precision], "both": ["fp32", "bf16"]}
+    compiled: dict[str, list[Any]] = {"run": [config.compile], "no": [False], "yes": [True], "both": [False, True]}
+    found: dict[str, Workload] = {}
     teacher: Any = None
     if options.random_teacher is not None:
         vocabulary = load_teacher(config.teacher).tokenizer
-        device = "cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda"
-        teacher = random_teacher(options.random_teacher, vocabulary, device)
-    for precision in precisions:
-        for by_block in blocks:
-            name = f"{precision}, blocks compiled" if by_block else precision
-            try:
-                found[name] = Workload(replace(config, precision=cast(Any, precision)), teacher, by_block=by_block)
-            except NotImplementedError as error:
-                found[name] = str(error)
+        teacher = random_teacher(options.random_teacher, vocabulary, str(find_device(config.device)))
+    for precision in known.get(options.precision, [options.precision]):
+        for blocks in compiled[options.compile]:
+            work = Workload(replace(config, precision=precision, compile=blocks), teacher)
+            found[f"{work.parts.precision}{', blocks compiled' if blocks else ''}"] = work
     return found
 
 
-def measure(found: dict[str, Workload | str], options: Options) -> list[dict[str, Any]]:
+def measure(found: dict[str, Workload], options: Options) -> list[dict[str, Any]]:
     """A row per case."""
-    ready = {name: work for name, work in found.items() if isinstance(work, Workload)}
     runs: dict[str, Callable[[Lap], object]] = {}
-    for name, work in ready.items():
-        runs[name] = lambda lap, work=work: (lap(), work.step(), lap())
-        runs[f"{name}, parts"] = work.by_part
+    for name, work in found.items():
+        runs[name] = lambda lap, work=work: (lap(), work.step(), lap())  # type: ignore[misc]
     times = laps(runs, options.repeats, until=time.monotonic() + options.seconds)
     rows: list[dict[str, Any]] = []
-    for name, case in found.items():
-        if isinstance(case, str):
-            rows.append({"case": name, "note": case})
-            continue
+    for name, work in found.items():
         step = float(np.median(times[name]))
-        parts = np.median(times[f"{name}, parts"], 0)
+        parts = {part: float(np.median([one[part] for one in work.taken[1:]])) for part in PARTS}
+        dtype = DTYPES[work.parts.precision.student]
         rows.append(
-            {"case": name, "teacher": case.parts.teacher.spec.name, "student": case.parts.student.config.n_parameters}
-            | {"step s": step, "tokens/s": case.tokens / step}
-            | {f"{part} %": 100 * float(s) / float(parts.sum()) for part, s in zip(STEP_PARTS, parts, strict=True)}
-            | {"parts / step": float(parts.sum()) / step, "TFLOP": case.flops / 1e12}
-            | utilisation(case, step)
+            {"case": name, "teacher": work.parts.teacher.spec.name, "student": work.parts.student.config.n_parameters}
+            | {"step s": step, "tokens/s": work.tokens / step}
+            | {f"{part} %": 100 * seconds / sum(parts.values()) for part, seconds in parts.items()}
+            | {"TFLOP": work.flops / 1e12}
+            | {"MFU": work.flops / step / work.peak if work.device.type == "cuda" else None}
+            | {"of matmul": work.flops / step / matmul_rate(work.device.type, dtype)}
+            | {"extra GiB": extra_memory(work.step, work.device.type) / 2**30}
         )
     return rows
-
-
-def utilisation(case: Workload, step: float) -> dict[str, float | None]:
-    """The share of what the device could do at most, and the memory that a step takes and gives back."""
-    device = case.device.type
-    dtype = DTYPES.get(str(case.config.precision), torch.bfloat16)
-    rate, peak = case.flops / step, peak_flops(device)
-    return {
-        "MFU": rate / peak if peak else None,
-        "of matmul": rate / matmul_rate(device, dtype),
-        "extra GiB": extra_memory(case.step, device) / 2**30,
-    }
 
 
 def ratio(rows: list[dict[str, Any]]) -> float | None:
@@ -121,7 +101,7 @@ def main(argv: list[str]) -> int:
     config = cli.parse(RunConfig, run, prog="benchmarks.train_step", description="")
     found = cases(options, config)
     rows = measure(found, options)
-    device = next((case.device.type for case in found.values() if isinstance(case, Workload)), "cpu")
+    device = next(iter(found.values())).device.type
     gain = ratio(rows)
     result = {"rows": rows, "fp32_over_bf16": gain, "peak_resident_bytes": peak_resident()}
     if publish("train_step", result, options, device):

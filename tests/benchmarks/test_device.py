@@ -69,7 +69,7 @@ def test_every_part_runs_and_one_that_fails_leaves_the_others_whole(
     assert value("ceilings", "matmul, float32", "rate") > 0
     assert value("tests", "kernels.test_checks", "passed") > 10
     assert value("tests", "kernels.test_checks", "failed") == 0
-    shares = [f"{name} %" for name in ("data", "teacher", "student forward", "loss", "backward", "optimizer")]
+    shares = [f"{name} %" for name in ("data", "teacher", "student", "loss", "optimizer")]
     assert sum(value("steps", "fp32", share) for share in shares) == pytest.approx(100)
     assert value("decoding", "nano", "tokens/s, batch 8") > value("decoding", "nano", "tokens/s, batch 1") > 0
     assert value("the last row of metrics.jsonl", "step", "value") == 4

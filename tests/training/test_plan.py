@@ -13,6 +13,7 @@ from tutelage.teacher.registry import entry
 from tutelage.training import plan as module
 from tutelage.training.config import RunConfig
 from tutelage.training.plan import plan, show
+from tutelage.training.precision import Precision
 from tutelage.training.processes import Processes
 
 STEP = {"teacher": 4.0, "student": 3.0, "loss": 2.0, "optimizer": 1.0}
@@ -22,12 +23,13 @@ STEP = {"teacher": 4.0, "student": 3.0, "loss": 2.0, "optimizer": 1.0}
 def ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step takes ten seconds, of which the teacher has four."""
     monkeypatch.setattr(module, "measured", lambda *_: dict(STEP))
+    monkeypatch.setattr(module, "choose_precision", lambda *_: Precision())
 
 
 def lines(config: RunConfig, processes: int = 1) -> dict[str, str]:
     there = Processes("cpu")
     there.size = processes
-    return plan(replace(config, precision="bf16"), entry(config.teacher), there)
+    return plan(config, entry(config.teacher), there)
 
 
 @pytest.mark.usefixtures("ten_seconds")

@@ -17,6 +17,7 @@ from tutelage.errors import UserError
 from tutelage.training import sizing as module
 from tutelage.training.config import RunConfig
 from tutelage.training.parts import build
+from tutelage.training.processes import Processes
 from tutelage.training.sizing import evaluation_seconds, fitting, timed_steps
 from tutelage.training.step import rehearse
 
@@ -24,7 +25,8 @@ STEP = {"data": 0.1, "teacher": 2.0, "student": 1.5, "loss": 1.0, "optimizer": 0
 
 
 def parts(remembers: bool, per_epoch: int = 10) -> Any:
-    return SimpleNamespace(remembers=remembers, loader=SimpleNamespace(steps_per_epoch=per_epoch))
+    loader = SimpleNamespace(steps_per_epoch=per_epoch)
+    return SimpleNamespace(remembers=remembers, loader=loader, processes=Processes("cpu"))
 
 
 def spent(steps: int, remembers: bool, config: RunConfig) -> float:

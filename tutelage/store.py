@@ -1,4 +1,4 @@
-"""Directories that are whole or absent: written aside, hashed, flushed, renamed; and checked before they are read.
+"""Directories that are whole or absent: written aside, hashed, flushed, renamed; and checked before they are read::
 
     with publish(path) as aside:          # writes .NAME.PID.KEY.partial beside `path`, then renames it
         (aside / "weights").write_bytes(…)

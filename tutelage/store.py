@@ -1,4 +1,6 @@
-"""Directories that are whole or absent: written aside, hashed, flushed, renamed; and checked before they are read::
+"""Directories that are whole or absent: written aside, hashed, flushed, renamed; and checked before they are read.
+
+In use::
 
     with publish(path) as aside:          # writes .NAME.PID.KEY.partial beside `path`, then renames it
         (aside / "weights").write_bytes(…)

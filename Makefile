@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 .PHONY: quickstart test test-long lint types docs clean
 
 quickstart: $(VENV)/.base
-	@echo "quickstart: six of the teacher's layers, of the starts compared in the README the one with the lowest held-out loss"
+	@echo "quickstart: six of the teacher's layers, of the starts compared in docs/benchmarks.md the one with the lowest held-out loss"
 	$(BIN)/python train.py --config configs/quickstart.yaml
 
 test: $(VENV)/.dev

@@ -17,8 +17,8 @@ class EvaluateConfig:
     """What to measure, of which models."""
 
     model: str | None = None
-    """Run, checkpoint or student directory, a directory of transformers, or teacher:NAME_OR_HUB_ID; several joined by
-    commas (default: the newest run beside its teacher)."""
+    """Run, RUN@STEP, RUN@best, checkpoint or student directory, a directory of transformers, or teacher:NAME_OR_HUB_ID;
+    several joined by commas (default: the newest run beside its teacher)."""
     humaneval: bool = False
     """pass@k on HumanEval, completions executed in a sandbox."""
     mbpp: bool = False

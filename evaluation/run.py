@@ -12,7 +12,7 @@ from tutelage import cli
 from tutelage.environment import environment
 from tutelage.errors import UserError
 from tutelage.evaluation.config import TEACHER, EvaluateConfig, parse_ks
-from tutelage.runs import newest_run
+from tutelage.runs import home, named, newest_run
 from tutelage.teacher.registry import entry
 from tutelage.training.config import RunConfig
 from tutelage.training.versions import upgrade
@@ -75,14 +75,13 @@ def choose_models(config: EvaluateConfig) -> tuple[list[str], Path | None]:
         run = newest_run()
         return [str(run), f"{TEACHER}{config.teacher or recorded_config(run).teacher}"], run
     names = list(dict.fromkeys(name.strip() for name in config.model.split(",")))
-    paths = [Path(name) for name in names if not name.startswith(TEACHER)]
+    paths = [named(name)[0] for name in names if not name.startswith(TEACHER)]
     for name in names:  # all of them, before the first is measured for minutes
         if name.startswith(TEACHER):
             entry(name.removeprefix(TEACHER))
-        elif not Path(name).exists():
+        elif not named(name)[0].exists():
             raise UserError(f"--model {name}: no such directory (a teacher is written {TEACHER}NAME)")
-    homes = [home for path in paths for home in (path, *path.parents) if (home / "config.yaml").is_file()]
-    return names, homes[0] if homes else None
+    return names, next(filter(None, map(home, paths)), None)
 
 
 def output_directory(config: EvaluateConfig, run: Path | None) -> Path:

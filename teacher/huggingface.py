@@ -208,5 +208,5 @@ def _check_logits(teacher: HuggingFaceTeacher) -> None:
     if not gap < 0.02:
         raise UserError(
             f"teacher {name}: hidden @ head.T differs from its logits by {gap:.1%} of their range, so its head does"
-            ' something unknown: wrap it in a teacher of your own (README, "Adding a part")'
+            ' something unknown: wrap it in a teacher of your own (CONTRIBUTING.md, "Adding a part")'
         )

@@ -1,6 +1,6 @@
 """What a teacher is and what it says about a batch.
 
-A teacher of your own is any object with these attributes; about twenty lines, see the README.
+A teacher of your own is any object with these attributes; about twenty lines, see CONTRIBUTING.md.
 
 Shapes: B rows, T tokens, E teacher width, V vocabulary.
 """

@@ -110,7 +110,7 @@ class RunConfig:
     tracker: str = field(default="tensorboard", metadata=EXECUTION)
     """Trackers beside metrics.jsonl, joined by commas: tensorboard, mlflow, wandb, or none."""
     profile: bool = field(default=False, metadata=EXECUTION)
-    """Record where three steps spend their time, as profile/*.json.gz in the run: open it in Perfetto."""
+    """Record where three steps spend their time, as profile/rank-R.json.gz in the run: open it in Perfetto."""
     dry_run: bool = field(default=False, metadata=EXECUTION)
     """Print parameters, memory, tokens and the time of three measured steps, and touch nothing."""
     student: StudentOptions = field(default_factory=StudentOptions)

@@ -1,5 +1,7 @@
 """Directories that are whole or absent: written aside, hashed, flushed, renamed; and checked before they are read.
 
+In use::
+
     with publish(path) as aside:          # writes .NAME.PID.KEY.partial beside `path`, then renames it
         (aside / "weights").write_bytes(…)
     reason = fault(path)                  # None where every file has the SHA-256 that manifest.json records

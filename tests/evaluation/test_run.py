@@ -13,6 +13,7 @@ from tutelage import distill, evaluate
 from tutelage.errors import UserError
 from tutelage.evaluation.config import EvaluateConfig
 from tutelage.evaluation.run import choose_models
+from tutelage.runs import checkpoints, step_of
 from tutelage.student.weights import find_student
 
 
@@ -129,6 +130,15 @@ def test_by_default_the_newest_run_and_its_teacher(run, teacher, monkeypatch):
     names, home = choose_models(EvaluateConfig())
     assert home == Path("runs") / "tiny"
     assert names == [str(home), teacher]
+
+
+def test_a_step_of_a_run_is_a_model(run, tmp_path):
+    step = step_of(checkpoints(run)[0])
+    assert choose_models(EvaluateConfig(model=f"{run}@{step}")) == ([f"{run}@{step}"], run)
+    told = evaluate(model=f"{run}@{step}", perplexity=True, eval_rows=1, output_dir=str(tmp_path / "eval"))
+    assert list(told) == [f"{run.name}@{step}"]
+    with pytest.raises(UserError, match=f"no checkpoint of step 999.*{step}"):
+        evaluate(model=f"{run}@999", perplexity=True, output_dir=str(tmp_path / "eval"))
 
 
 @pytest.mark.parametrize("fields", [{"seed": 2**64}, {"precision": "fp16"}, {"batch_size": 0}, {"samples": 0.5}])

@@ -8,12 +8,12 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.evaluation.config import TEACHER
-from tutelage.evaluation.device import DTYPES
 from tutelage.student.cache import CausalLM
 from tutelage.student.weights import find_student, load_student
 from tutelage.teacher import embedded
 from tutelage.teacher.registry import EMBEDDED, entry, load_teacher
 from tutelage.training.fidelity import Scorer, decoder_scorer
+from tutelage.training.precision import DTYPES, Name
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Candidate:
     dtype: str = "bf16"  # and how the weights are quantised, where they are
 
 
-def load_candidate(which: str, device: str, precision: str = "bf16") -> Candidate:
+def load_candidate(which: str, device: str, precision: Name = "bf16") -> Candidate:
     """A teacher by `teacher:NAME`, or the model in a directory, ours or of transformers, in "bf16" or "fp32".
 
     Raises UserError where there is none, or where it lacks something: a tokenizer, say.
@@ -49,7 +49,7 @@ def load_candidate(which: str, device: str, precision: str = "bf16") -> Candidat
     )  # fmt: skip
 
 
-def _teacher(which: str, device: str, precision: str) -> Candidate:
+def _teacher(which: str, device: str, precision: Name) -> Candidate:
     name = which.removeprefix(TEACHER)
     options = {} if precision == "bf16" else {"dtype": DTYPES[precision]}
     teacher = load_teacher(name, device, **options)

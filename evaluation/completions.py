@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tutelage.evaluation.candidate import Candidate
 from tutelage.evaluation.config import EvaluateConfig
-from tutelage.evaluation.device import choose_device
 from tutelage.evaluation.ledger import Key, Ledger
 from tutelage.evaluation.problems import truncate
 from tutelage.evaluation.progress import bar
 from tutelage.student.generate import generate
+from tutelage.training.devices import find_device
 
 
 def complete(
@@ -19,7 +19,7 @@ def complete(
     Batches do not depend on what the ledger already holds, so that a run which was cut short goes on to the same
     completions.
     """
-    tokenizer, device = candidate.tokenizer, choose_device(config.device)
+    tokenizer, device = candidate.tokenizer, find_device(config.device)
     ids = {key: tokenizer.encode_prompt(prompt) for key, prompt in prompts.items()}
     order = sorted(ids, key=lambda key: len(ids[key]))
     batches = [(start, order[start : start + config.batch_size]) for start in range(0, len(order), config.batch_size)]

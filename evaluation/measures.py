@@ -16,9 +16,9 @@ from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.evaluation.candidate import Candidate, load_candidate
 from tutelage.evaluation.closeness import closeness
 from tutelage.evaluation.config import TEACHER, EvaluateConfig
-from tutelage.evaluation.device import choose_device, choose_precision
 from tutelage.evaluation.latency import latency
 from tutelage.evaluation.passing import pass_at_k
+from tutelage.evaluation.precision import choose_precision
 from tutelage.evaluation.problem_sets import PROBLEM_SETS, load_problems
 from tutelage.evaluation.problems import ProblemSet
 from tutelage.evaluation.report import Measured
@@ -27,6 +27,7 @@ from tutelage.kernels.reference import IGNORE
 from tutelage.numbers import perplexity
 from tutelage.teacher.registry import entry
 from tutelage.training.config import RunConfig
+from tutelage.training.devices import find_device
 from tutelage.training.fidelity import perplexity_loss
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Bench:
     @property
     def device(self) -> torch.device:
         """Where the models run."""
-        return choose_device(self.config.device)
+        return find_device(self.config.device)
 
     def load(self, name: str) -> Candidate:
         """A model by its name, on the device and in the precision that were asked for."""

@@ -38,13 +38,14 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
     parse_ks(config.k, config.samples)
     names, run = choose_models(config)
 
-    from tutelage.evaluation.device import choose_device, choose_precision
     from tutelage.evaluation.measures import MEASURES, Bench
+    from tutelage.evaluation.precision import choose_precision
     from tutelage.evaluation.problem_sets import PROBLEM_SETS
     from tutelage.evaluation.report import Measured, comparisons, write_results
     from tutelage.kernels.dispatch import use
+    from tutelage.training.devices import find_device
 
-    device = choose_device(config.device)
+    device = find_device(config.device)
     use(config.impl, device.type)
     config = replace(config, device=str(device), precision=choose_precision(config.precision, device))
     bench = Bench(config, recorded_config(run), output_directory(config, run))

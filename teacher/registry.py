@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import UserError, unknown
-from tutelage.runs import STUDENT, newest_whole
+from tutelage.runs import STUDENT, checkpoint, named
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +74,8 @@ def entry(name: str) -> TeacherEntry:
     """
     if name in TEACHERS:
         return TEACHERS[name]
-    if Path(name).is_dir():
-        newest = newest_whole(Path(name))  # of a run of ours
+    if named(name)[0].is_dir():
+        newest = checkpoint(name)  # of a run of ours
         directory = newest / STUDENT if newest else Path(name)
         try:
             config = json.loads((directory / "config.json").read_text())

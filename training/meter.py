@@ -6,7 +6,7 @@ Shapes: T tokens of a row.
 import sys
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 import torch
@@ -90,16 +90,27 @@ class Split:
 
 
 class Meter:
-    """Rates of training proper, since the last reading. Model FLOP are those of this process's share of the rows."""
+    """Rates of training proper, since the last reading, of this process's share of the rows.
+
+    Model FLOP utilisation is the time that the model's matmuls would take at the device's peak, each in the dtype that
+    it computes in, as a share of the time that went by.
+    """
 
     def __init__(self, split: Split, parts: "Parts", config: RunConfig) -> None:
         self.split, self.parts = split, parts
-        self.peak = peak_flops(split.device, parts.precision.student)
-        seq_len, needs_teacher = config.packing.seq_len, bool(parts.distiller.objective.needs)
-        layers, head = teacher_flops(parts.teacher.spec, seq_len)
-        per_step = config.batch_size * seq_len / parts.processes.size
-        self.flops_per_step = per_step * (student_flops(parts.student.config, seq_len) + needs_teacher * head)
-        self.asked_flops = per_step * layers * needs_teacher  # where the teacher's layers run
+        seq_len, shape = config.packing.seq_len, parts.student.config
+        tokens = config.batch_size * seq_len / parts.processes.size
+        layers, teacher_head = teacher_flops(parts.teacher.spec, seq_len)
+        head = 6.0 * shape.padded_vocab_size * shape.d_model
+        if not parts.distiller.objective.needs:
+            layers = teacher_head = 0.0
+
+        def ideal(part: Literal["student", "teacher", "head"], flops: float) -> float:
+            return float(tokens) * flops / peak_flops(split.device, getattr(parts.precision, part))
+
+        self.ideal = ideal("student", student_flops(shape, seq_len) - head) + ideal("head", head + teacher_head)
+        """Seconds of a step at the peak, without the teacher's layers."""
+        self.ideal_asked = ideal("teacher", layers)
         self._start()
 
     def _start(self) -> None:
@@ -120,18 +131,18 @@ class Meter:
         rates = {
             "perf/tokens_per_s": self.tokens / max(self.seconds, 1e-9),
             "perf/seconds_per_step": self.seconds / self.steps,
-            "perf/mfu": self._flops() / max(self.seconds, 1e-9) / self.peak,
+            "perf/mfu": self._ideal() / max(self.seconds, 1e-9),
             "perf/peak_memory_gib": peak_memory(self.split.device) / 2**30,
             **{f"perf/share_{part}": parts.get(part, 0.0) / whole for part in PARTS},
         }
         self._start()
         return rates
 
-    def _flops(self) -> float:
+    def _ideal(self) -> float:
         asked = float(self.steps)
         if isinstance(self.parts.teacher, Memory):
             asked = (self.parts.teacher.asked - self._asked) / self.parts.loader.batch_size
-        return float(self.steps * self.flops_per_step + asked * self.asked_flops)
+        return float(self.steps * self.ideal + asked * self.ideal_asked)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -24,10 +24,10 @@ from tutelage.training.processes import Processes
 from tutelage.training.sizing import timed_steps
 from tutelage.training.step import out_of_memory
 
-SECONDS = 15.0
+SECONDS = 5.0
 """What timing may take, but for a first step that takes longer."""
-CPU_TOKENS = 512
-"""Tokens of a step that is timed on a CPU; time grows with them in proportion."""
+CPU_TOKENS = (64, 128)
+"""Tokens of the steps that are timed on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class OneBlock:
     """Stands for a teacher: one of its blocks and its head, with random weights."""
 
     def __init__(self, known: TeacherEntry, device: torch.device, dtype: torch.dtype) -> None:
-        width, heads = known.d_model, max(1, known.d_model // 64)
+        width, heads = known.d_model or 64, max(1, known.d_model // 64)  # one that is unknown costs nothing
         shape = StudentConfig(64, 1, heads, heads, width, 64 * round(8 * width / 3 / 64) or 64, d_head=64)
         vocab_size = known.vocab_size or UNKNOWN_VOCABULARY
         self.block = Decoder(shape).to(device, dtype).requires_grad_(False)
         self.head = torch.randn(vocab_size, width, dtype=dtype, device=device)
         per_block = 12 * width**2  # of a Llama or a GPT alike
-        self.blocks = max(0.0, known.n_parameters - vocab_size * width) / per_block
+        self.blocks = max(0.0, known.n_parameters - vocab_size * width) / per_block if known.d_model else 0.0
 
     @torch.no_grad()
     def signal(self, batch: Batch, taps: Any = ()) -> FullSignal:
@@ -97,28 +97,34 @@ def show(config: RunConfig) -> None:
 def measured(
     config: RunConfig, known: TeacherEntry, shape: StudentConfig, precision: Precision, processes: Processes
 ) -> dict[str, float]:
-    """Seconds of a step by its part, on random rows: the teacher by one of its blocks, the rest whole."""
-    device, seq_len = processes.device, config.packing.seq_len
-    asked = config.batch_size // processes.size
-    rows = asked if device.type != "cpu" else max(1, min(asked, CPU_TOKENS // seq_len))
-    accumulate = min(config.accumulate, rows)
-    teacher = OneBlock(replace(known, d_model=known.d_model or 64), device, DTYPES[precision.teacher])
+    """Seconds of a step by its part, on random rows: the teacher by one of its blocks, the rest whole.
+
+    A CPU is timed on two small batches: what it takes is a fixed part, and one in proportion to the tokens.
+    """
+    stand_in = _stand_in(config, known, shape, precision, processes)
+    rows, seq_len = config.batch_size // processes.size, config.packing.seq_len
+    if processes.device.type != "cpu":
+        return stand_in.seconds(config, rows, seq_len)
+    few, more = (stand_in.seconds(replace(config, accumulate=1), 1, tokens) for tokens in CPU_TOKENS)
+    scale = (rows * seq_len - CPU_TOKENS[0]) / (CPU_TOKENS[1] - CPU_TOKENS[0])
+    fixed = ("data", "optimizer")
+    return {part: few[part] + (part not in fixed) * scale * max(0.0, more[part] - few[part]) for part in few}
+
+
+def _stand_in(
+    config: RunConfig, known: TeacherEntry, shape: StudentConfig, precision: Precision, processes: Processes
+) -> "_StandIn":
     student = Decoder(shape)
     student.gradient_checkpointing = config.gradient_checkpointing
-    distiller = Distiller(student, Objective(config.loss, shape.vocab_size), precision).train().to(device)
-    parts = cast(Parts, _StandIn(
+    distiller = Distiller(student, Objective(config.loss, shape.vocab_size), precision).train().to(processes.device)
+    return _StandIn(
         processes=processes,
-        teacher=teacher,
-        loader=RandomRows(rows * processes.size, seq_len, shape.vocab_size),
+        teacher=OneBlock(known, processes.device, DTYPES[precision.teacher]),
+        loader=RandomRows(1, 1, shape.vocab_size),
         distiller=distiller,
         wrapped=distiller,
         optimizer=make_optimizer(distiller, config.optim),
-        steps=1,
-    ))  # fmt: skip
-    step = timed_steps(parts, replace(config, accumulate=accumulate), SECONDS)
-    step["teacher"] = step.get("teacher", 0.0) * teacher.blocks * bool(known.d_model)
-    scale = asked / rows
-    return {part: seconds if part == "optimizer" else seconds * scale for part, seconds in step.items() if seconds}
+    )
 
 
 @dataclass
@@ -131,7 +137,14 @@ class _StandIn:
     distiller: Distiller
     wrapped: torch.nn.Module
     optimizer: torch.optim.AdamW
-    steps: int
+    steps: int = 1
+
+    def seconds(self, config: RunConfig, rows: int, seq_len: int) -> dict[str, float]:
+        """Of a step on so many rows in each process, by its part."""
+        self.loader = replace(self.loader, rows=rows * self.processes.size, seq_len=seq_len)
+        step = timed_steps(cast(Parts, self), config, SECONDS)
+        step["teacher"] = step.get("teacher", 0.0) * self.teacher.blocks
+        return {part: seconds for part, seconds in step.items() if seconds}
 
 
 def _run_line(
@@ -179,7 +192,7 @@ def _memory_line(
     teacher, head = known.memory_bytes * wide, 2 * known.vocab_size * known.d_model * wide
     held = (teacher - head) / (1 if known.quantisation else sharded) + head  # its head stays whole, and so do 4 bits
     item = DTYPES[precision.head].itemsize
-    chunk = min(CHUNK.get(processes.device.type, 1024), tokens)
+    chunk = min(CHUNK.get(processes.device.type, 1024), -(-tokens // 2))
     width = student.d_model if config.gradient_checkpointing else 16 * student.d_model + 4 * student.d_ff
     parts = {
         "teacher": held + 8 * tokens * known.d_model * wide * 2,

@@ -65,7 +65,7 @@ def test_a_meter_reads_rates_shares_and_utilisation(
         meter.step(128, 2.0)
         row = meter.read()
         flops = 128 * (student_flops(shape, 32) + head + asked * layers)
-        assert row["perf/mfu"] == pytest.approx(flops / 2.0 / 1e9)
+        assert row["perf/mfu"] == pytest.approx(flops / 2.0 / 1e9)  # every part has the same peak here
         assert row["perf/tokens_per_s"] == 64
         assert row["perf/seconds_per_step"] == 2
         assert row["perf/share_teacher"] == 1

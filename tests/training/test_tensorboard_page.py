@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Tracker(folder, ["tensorboard"], 0, {"teacher": "tiny"}) as tracker:
         for step in range(1, 21):
             tracker.log(step, {"train/loss": 5 / step, "eval/acceptance": step / 40, "perf/tokens_per_s": 900.0 + step})
-        tracker.log_samples(20, [Sample("def fibonacci(n):\n", HOSTILE, "    return n")])
+        tracker.log_samples(20, [Sample("def fibonacci(n):\n", HOSTILE, "    return " + "n + " * 20)])
     return folder
 
 
@@ -52,6 +52,9 @@ def test_scalars_are_drawn_and_samples_are_text_and_nothing_else(run: Path, tmp_
         [line] = [line for line in text.splitlines() if line.startswith("teacher")]
         assert line.split("|")[1].strip() == "student"
         assert "\x1b" not in text
+        block = page.locator("tf-markdown-view pre").last  # both columns, in a laptop's window
+        assert page.viewport_size["width"] == 1280
+        assert block.evaluate("block => block.scrollWidth - block.clientWidth") <= 0
         inside = page.locator("tf-markdown-view")
         assert [inside.locator(tag).count() for tag in ("script", "img", "a")] == [0, 0, 0]
         assert page.title() == "TensorBoard"

@@ -78,7 +78,7 @@ def measure(found: dict[str, Workload], options: Options) -> list[dict[str, Any]
             | {"step s": step, "tokens/s": work.tokens / step}
             | {f"{part} %": 100 * seconds / sum(parts.values()) for part, seconds in parts.items()}
             | {"TFLOP": work.flops / 1e12}
-            | {"MFU": work.flops / step / work.peak if work.device.type == "cuda" else None}
+            | {"MFU": work.ideal / step if work.device.type == "cuda" else None}
             | {"of matmul": work.flops / step / matmul_rate(work.device.type, dtype)}
             | {"extra GiB": extra_memory(work.step, work.device.type) / 2**30}
         )

@@ -25,7 +25,8 @@ class Workload:
         self.device = self.parts.processes.device
         self.parts.distiller.split = self.split = Split(self.device)
         meter = Meter(self.split, self.parts, self.config)
-        self.flops, self.peak = meter.flops_per_step + meter.asked_flops, meter.peak
+        self.flops, self.ideal = meter.flops, meter.ideal + meter.ideal_asked
+        """FLOP of a step, and its seconds at the device's peak."""
         self.taken: list[dict[str, float]] = []
         """Seconds of each step's parts, see PARTS of `training/meter.py`."""
 

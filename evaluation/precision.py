@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def choose_precision(asked: str, device: torch.device) -> Name:
-    """The arithmetic of this name; `auto` is bf16 everywhere. Warns where the GPU only emulates that."""
+    """The arithmetic of this name; `auto` is bf16 everywhere. Warns where the device only emulates that."""
     precision: Name = "fp32" if asked == "fp32" else "bf16"
     if precision == "bf16" and not real_bf16(device):
         _say_emulated(device)

@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Literal
 
-import psutil
 import torch
 
 from tutelage.student.config import StudentConfig
@@ -111,6 +110,8 @@ class Meter:
         self.ideal = ideal("student", student_flops(shape, seq_len) - head) + ideal("head", head + teacher_head)
         """Seconds of a step at the peak, without the teacher's layers."""
         self.ideal_asked = ideal("teacher", layers)
+        self.flops = tokens * (student_flops(shape, seq_len) + teacher_head + layers)
+        """Of a step that asks the teacher."""
         self._start()
 
     def _start(self) -> None:
@@ -152,6 +153,8 @@ def peak_memory(device: torch.device) -> int:
     try:
         import resource
     except ImportError:  # not on Windows
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else 1024 * held

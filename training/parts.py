@@ -82,7 +82,7 @@ def build(
     Raises UserError for input that cannot work; nothing is written but caches.
     """
     processes = processes or Processes(config.device)
-    impl = use(config.impl, processes.device.type)
+    impl = use(config.impl, processes.device)
     torch.ones(64).sqrt()  # the first large threaded sqrt of a process is not bit-reproducible; a small one is
     _check_end(config)
     _check_rows(config, processes.size)

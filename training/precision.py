@@ -4,12 +4,12 @@ Processors differ by a factor of six: with AMX bf16 is five times as fast as fp3
 with AVX2 it is emulated. So the rates are measured, once per process and in a fraction of a second.
 """
 
+import platform
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Literal
 
-import psutil
 import torch
 import torch.nn.functional as F
 
@@ -60,7 +60,7 @@ def choose(asked: str, device: torch.device, widths: Widths) -> Precision:
     Raises UserError where bf16 is asked of a GPU that only emulates it.
     """
     if asked != "auto":
-        if asked == "bf16" and not real_bf16(device):
+        if asked == "bf16" and device.type == "cuda" and not real_bf16(device):
             raise UserError(f"--precision bf16: {_name(device)} only emulates bf16: pass --precision fp32, or auto")
         name: Name = "bf16" if asked == "bf16" else "fp32"
         return Precision(name, name, name)
@@ -102,7 +102,11 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, tokens: int, inner: in
 
 def real_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 units, as far as it says; emulation does not count."""
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return True
 
 
 def _name(device: torch.device) -> str:
@@ -110,6 +114,8 @@ def _name(device: torch.device) -> str:
 
 
 def _free_bytes(device: torch.device) -> float:
+    import psutil  # which does not start everywhere, and only training asks
+
     return float(psutil.virtual_memory().available) if device.type in ("cpu", "mps") else float("inf")
 
 

@@ -56,9 +56,12 @@ def _versions() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     import torch
 
+    from tutelage.training.precision import real_bf16
+
     capability = torch.backends.cpu.get_cpu_capability()
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    cost = "" if fast else "no bf16 units, so bf16 is emulated: try --precision fp32"
+    cost = ""
+    if not real_bf16(torch.device("cpu")):
+        cost = "no bf16 units: training takes what it measures to be faster; pass --precision fp32 to evaluate.py"
     yield Finding("processor", f"{torch.get_num_threads()} threads, {capability}", cost)
 
 

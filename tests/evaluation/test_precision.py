@@ -9,6 +9,7 @@ from tutelage.evaluation.precision import choose_precision
 def test_the_dtype_follows_from_the_flag_and_an_emulated_one_is_told_once(monkeypatch, caplog):
     module._say_emulated.cache_clear()
     asked = {}
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.update(options) or False)
     for name in ("cpu", "cuda", "mps"):
         device = torch.device(name)

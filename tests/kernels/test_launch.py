@@ -125,7 +125,7 @@ def test_the_loss_waits_for_no_device(dtype, kind, teacher):
     empty = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device="meta")  # noqa: E731
     dense = DenseTeacher(empty(N, 6), empty(V + 3, 6), empty(V), 1.0, 30.0)
     sparse = TopK(empty(N, 4, dtype=torch.long), empty(N, 4))
-    work, plan = Work(kind, V, True, True, False, True), Plan(dtype, 16, torch.float32, 30, False, "eager")
+    work, plan = Work(kind, V, True, True, False, True), Plan(dtype, 16, torch.float32, 30, False, False, "eager")
     given = {"dense": dense, "sparse": sparse, None: None}[teacher]
     total, _, d_hidden, d_head, _ = sweep(
         empty(N, D), empty(V, D), given, empty(N, dtype=torch.long), empty(4), work, plan

@@ -370,7 +370,7 @@ def test_the_real_teacher_teaches_and_both_are_scored(tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.1
     assert run.metrics["eval/reference_loss"] < losses[-1]
     text = load_student(run.path, dtype=torch.bfloat16).complete("import os\n\ndef list_files(path):\n")
-    assert text.strip()
+    assert text
     names = f"{run.path},teacher:smollm2-135m"
     # of what training computed in, which is quick wherever this runs
     wanted: dict[str, Any] = {"perplexity": True, "fidelity": True, "humaneval": True, "precision": "fp32"}

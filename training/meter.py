@@ -3,9 +3,9 @@
 Shapes: T tokens of a row.
 """
 
-import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -147,17 +147,19 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: by tensors on a GPU, by the process on a CPU."""
+    """The most bytes held so far: by tensors on a GPU, by the process on a CPU; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:  # Linux' own rusage begins with the peak of whoever started the process
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        pass
     try:
         import resource
     except ImportError:  # not on Windows
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else 1024 * held
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def _between(before: "float | torch.cuda.Event", after: "float | torch.cuda.Event") -> float:

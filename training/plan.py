@@ -24,7 +24,7 @@ from tutelage.training.processes import Processes
 from tutelage.training.sizing import timed_steps
 from tutelage.training.step import out_of_memory
 
-SECONDS = 5.0
+SECONDS = 2.0
 """What timing may take, but for a first step that takes longer."""
 CPU_TOKENS = (64, 128)
 """Tokens of the steps that are timed on a CPU."""

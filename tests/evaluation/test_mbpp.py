@@ -94,7 +94,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 @needs_file
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_solution_of_all_974_passes_its_tests():
     """By the split oracle, but for the three whose tests build objects of the solution's own classes."""
     problems = [problem_of(json.loads(line)) for line in FILE.read_text().splitlines()]

@@ -51,6 +51,7 @@ def test_every_part_runs_and_one_that_fails_leaves_the_others_whole(
     parts.clear()
     parts.update([*real[:4], ("broken", part("import sys; print('so far'); sys.exit('no such luck')")), *real[4:]])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code = device.main(["--device", "cpu", "--tiny", "--output", str(tmp_path), "--minutes", "60"])
     told = capsys.readouterr().out
     assert code == 1

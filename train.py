@@ -49,6 +49,9 @@ def parse(argv: list[str]) -> RunConfig:
             RunConfig, ["--config", recorded, *argv], prog="train.py", description=ABOUT, upgrade=upgrade
         )
     said = {name for name in ENDS if any(part.split("=")[0] == f"--{name}" for part in argv)}
+    if config.resume and not said:  # nor is it what a recipe says that comes with --config
+        then = cli.parse(RunConfig, ["--config", recorded], prog="train.py", description=ABOUT, upgrade=upgrade)
+        return replace(config, **{name: getattr(then, name) for name in ENDS})
     return replace(config, **{name: None for name in ENDS if said and name not in said})  # type: ignore[arg-type]
 
 

@@ -51,8 +51,7 @@ def load_candidate(which: str, device: str, precision: Name = "bf16") -> Candida
 
 def _teacher(which: str, device: str, precision: Name) -> Candidate:
     name = which.removeprefix(TEACHER)
-    options = {} if precision == "bf16" else {"dtype": DTYPES[precision]}
-    teacher = load_teacher(name, device, **options)
+    teacher = load_teacher(name, device, dtype=DTYPES[precision])
     source = Path(entry(name).source)
     disk, identity = 0, ""
     if name == EMBEDDED or source.is_dir():

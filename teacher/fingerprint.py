@@ -1,4 +1,4 @@
-"""Which weights a model has, by their content: the same for the same weights wherever and however they are stored."""
+"""Which weights a model has, by their content: the same wherever they lie and in however many files."""
 
 import hashlib
 

@@ -262,6 +262,23 @@ def test_bad_input_is_one_line_and_2_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_who_says_when_to_end_is_the_command_line_then_the_run_then_a_recipe(make_config: Make, tmp_path: Path) -> None:
+    run = distill(make_config(steps=2)).path
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("minutes: 5\n")
+
+    def ends(*argv: str) -> tuple[Any, Any, Any]:
+        config = train.parse(list(argv))
+        return config.steps, config.epochs, config.minutes
+
+    assert ends("--config", str(recipe)) == (None, None, 5)
+    assert ends("--config", str(recipe), "--steps=114") == (114, None, None)
+    assert ends("--resume", str(run)) == ends("--config", str(recipe), "--resume", str(run)) == (2, None, None)
+    assert ends("--resume", str(run), "--epochs", "3") == (None, 3, None)
+    assert ends("--resume", f"{run}@2", "--minutes", "1") == (None, None, 1)
+    assert ends("--steps", "3", "--epochs", "2") == (3, 2, None)  # which is refused
+
+
 def test_bad_input_in_a_process_of_its_own(run_script: Script, tiny_flags: list[str], tmp_path: Path) -> None:
     for flags in (["--stepz", "3"], [*tiny_flags, "--teacher", "smollm2-136m"]):
         done = run_script("train.py", *flags)

@@ -55,7 +55,8 @@ class TrainingState:
 
 def room(parts: Parts, config: RunConfig, state: TrainingState, run: Path) -> int:
     """Bytes that the run's checkpoints will take beyond those there are: the kept ones, and one that is written."""
-    saves = -(-(parts.steps - state.step) // config.checkpoint_every)
+    ahead = parts.steps - state.step
+    saves = -(-ahead // config.checkpoint_every) + config.keep_best * (ahead // config.eval_every)
     one = 12 * sum(parameter.numel() for parameter in parts.distiller.parameters())  # fp32 weights and two moments
     there = len(checkpoints(run))
     more: int = one * (min(config.keep_last + config.keep_best + 1, there + saves) - there)
@@ -85,7 +86,7 @@ def save_checkpoint(parts: Parts, state: TrainingState, run: Path, keep_last: in
             (aside / STATE).write_text(json.dumps(asdict(state), indent=1))
     except SafetensorError as error:  # how safetensors says that the disk is full
         raise OSError(str(error)) from error
-    # What lies ahead of the step just saved was damaged, or the run would have gone on from there.
+    # What lies ahead of the step just saved is of another course: damaged, or left behind by --resume RUN@STEP.
     ahead = [old for old in checkpoints(run) if step_of(old) > state.step]
     for old in ahead + checkpoints(run)[len(ahead) + keep_last :]:
         if state.best is None or step_of(old) != state.best["step"]:
@@ -98,16 +99,16 @@ class Saver:
 
     def __init__(self, parts: Parts, state: TrainingState, run: Path, keep_last: int) -> None:
         self.parts, self.state, self.run, self.keep_last = parts, state, run, keep_last
-        self.saved = state.step
+        self.saved, self._best = state.step, state.best
         self._failure: OSError | None = None
 
     def save(self) -> None:
         """Saves the step at hand; see `save_checkpoint`."""
         try:
             save_checkpoint(self.parts, self.state, self.run, self.keep_last)
-            self.saved, self._failure = self.state.step, None
+            self.saved, self._best, self._failure = self.state.step, self.state.best, None
         except OSError as error:
-            self._failure = error
+            self._failure, self.state.best = error, self._best  # the best one is one that is there
             kept = f"step {self.saved} is kept" if self.saved else "none is kept yet"
             log.warning("step %d was not saved (%s): going on, %s", self.state.step, error, kept)
 
@@ -129,15 +130,17 @@ def read_state(path: Path) -> TrainingState:
     return TrainingState(**{"version": 1, **tree})
 
 
-def load_checkpoint(parts: Parts, name: str | Path) -> TrainingState:
-    """Restores the checkpoint that a run's name means (see `runs.checkpoint`) into the parts.
+def load_checkpoint(parts: Parts, path: Path) -> TrainingState:
+    """Restores the checkpoint at `path`, which `find_checkpoint` found, into the parts.
 
-    Raises UserError where there is none, or, with the difference, where the run was made of something else.
+    Raises UserError, with the difference, where the run was made of something else.
     """
-    path = find_checkpoint(parts.processes, str(name))
     state = read_state(path)
-    compare(state.origin, parts.origin, Path(name))
+    run = path.parent.parent
+    compare(state.origin, parts.origin, run)
     state.version = VERSION
+    if state.best and not checkpoint_path(run, int(state.best["step"])).is_dir():
+        state.best = None  # a better one took its place, after the step that the run goes back to
     for module, file in ((parts.student, f"{STUDENT}/model"), (parts.distiller.objective, "learned")):
         saved = load_file(path / f"{file}.safetensors")
         module.load_state_dict({name: like(saved[name], tensor) for name, tensor in module.state_dict().items()})

@@ -112,7 +112,7 @@ class RunConfig:
     profile: bool = field(default=False, metadata=EXECUTION)
     """Record where three steps spend their time, as profile/rank-R.json.gz in the run: open it in Perfetto."""
     dry_run: bool = field(default=False, metadata=EXECUTION)
-    """Print parameters, memory, tokens and the time of three measured steps, and touch nothing."""
+    """Print parameters, memory, tokens and the time, from a few measured steps, and touch nothing."""
     student: StudentOptions = field(default_factory=StudentOptions)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig, metadata=EXECUTION)

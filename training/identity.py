@@ -24,9 +24,9 @@ FORMULAS: dict[str, dict[int, Callable[[Tokenizer, Corpus], str]]] = {
 }
 """How each fingerprint is made, by version: an older one is computed for a run that was recorded with it."""
 
-FOR_PEOPLE = {"teacher.name", "teacher.revision", "data.sources"}
+INFORMATIVE = {"teacher.name", "teacher.revision", "data.sources"}
 """Recorded, and no part of what the run is: the same content may have moved."""
-APART = {"teacher", "student", "packing", "data"}
+RESOLVED = {"teacher", "student", "packing", "data"}
 """Settings of which the identity holds what came of them."""
 
 
@@ -46,7 +46,7 @@ def identity(
     made = {name: _formula(name, version)(tokenizer, corpus) for name, version in formulas.items()}
     return {
         "version": VERSION,
-        **{key: value for key, value in decisive(asdict(config)).items() if key not in APART},
+        **{key: value for key, value in decisive(asdict(config)).items() if key not in RESOLVED},
         "teacher": {key: value for key, value in asdict(spec).items() if key != "source"},
         "student": asdict(shape),
         "packing": {"seq_len": config.packing.seq_len},
@@ -67,7 +67,7 @@ def decisive(tree: Mapping[str, Any], config: type[Any] = RunConfig) -> dict[str
 def compare(then: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
     """Raises UserError with every field that differs, or that this version does not know."""
     before, after = leaves(upgrade_origin(then)), leaves(json.loads(json.dumps(now)))  # in JSON tuples are lists
-    if unknown := sorted(before.keys() - after.keys() - FOR_PEOPLE):
+    if unknown := sorted(before.keys() - after.keys() - INFORMATIVE):
         raise UserError(
             f"cannot resume {run}: it records {', '.join(unknown)}, which this version does not know:"
             " resume it with the version that made it"
@@ -84,7 +84,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
     }
     differ = [
         f"{key} was {was}, is {after[key]}"
-        for key in sorted(after.keys() - FOR_PEOPLE)
+        for key in sorted(after.keys() - INFORMATIVE)
         if (was := before.get(key, defaults.get(key, after[key]))) != after[key]
     ]
     if differ:
@@ -93,7 +93,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
 
 def upgrade_origin(origin: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded identity as this version writes it."""
-    origin = upgrade(origin)
+    origin = upgrade(origin, recorded=True)
     if isinstance(origin.get("precision"), str):  # version 1: the teacher was bf16 in any case
         name = origin["precision"]
         origin["precision"] = {"student": name, "teacher": "bf16", "head": name}

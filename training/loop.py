@@ -13,6 +13,7 @@ from tutelage import cli
 from tutelage.data.batch import Batch
 from tutelage.data.loader import heldout_batches
 from tutelage.environment import environment
+from tutelage.runs import checkpoints, step_of
 from tutelage.teacher.registry import entry
 from tutelage.teacher.signal import Teacher
 from tutelage.training.allocator import request_huge_pages
@@ -66,6 +67,11 @@ class Session:
     profile: Profile
 
     @property
+    def resized(self) -> bool:
+        """Whether the run goes on to another step than its configuration records."""
+        return bool(self.config.resume) and any("steps was" in line for line in changes(self.path, self.config))
+
+    @property
     def interrupted(self) -> bool:
         """Whether someone asked some process to leave; all ask alike, or one would wait for the others for ever."""
         return self.parts.processes.any(bool(self.interrupt.requested))
@@ -81,11 +87,10 @@ def distill(config: RunConfig | None = None, *, teacher: Teacher | str | None = 
     request_huge_pages()  # before the first tensor
     if isinstance(teacher, str):
         fields, teacher = {**fields, "teacher": teacher}, None
-    config = replace(config or RunConfig(), **fields)
-    cli.validate(config)
+    config = cli.validate(replace(config or RunConfig(), **fields))
     if teacher is not None:  # the record says who taught, and on what
         config = replace(config, teacher=teacher.spec.name, data=config.data or entry("smollm2-135m").data)
-    with Processes(config.device) as processes, out_of_memory(config):
+    with Processes(config.device) as processes, out_of_memory(config, processes):
         return _run(config, teacher, processes, begun)
 
 
@@ -122,15 +127,14 @@ def _run(config: RunConfig, teacher: Teacher | None, processes: Processes, begun
             interrupt=enter(Interrupt()),
             profile=enter(Profile(path / "profile", processes, config.profile)),
         )
-        for line in headline(session):
+        for line in headline(session) if processes.first else ():
             session.display.say(line)
         processes.started()
         metrics = loop(session)
         together(session.saver.check)  # and nobody leaves before the last step is on disk
-        if session.interrupted:
-            session.display.say(
-                f"{session.interrupt.requested or 'interrupted'}: saved step {state.step}; go on with --resume {path}"
-            )
+        if session.interrupted and processes.first:
+            who, end = session.interrupt.requested or "interrupted", f" --steps {parts.steps}" * session.resized
+            session.display.say(f"{who}: saved step {state.step}; go on with --resume {path}{end}")
     return Run(path, state.step, metrics)
 
 
@@ -140,11 +144,12 @@ def _prepare(
     """The parts, the state to go on from, and the configuration with the number of steps that `--minutes` means."""
     state, recorded = TrainingState(), None
     if config.resume:
-        recorded = read_state(find_checkpoint(processes, config.resume)).origin
+        checkpoint = find_checkpoint(processes, config.resume)
+        recorded = read_state(checkpoint).origin
     parts = build(config, teacher, processes, recorded)
     sized = steps_that_fit(parts, config, time.perf_counter() - begun) if config.minutes else 0
     if config.resume:
-        state = processes.raise_together(lambda: load_checkpoint(parts, str(config.resume)))
+        state = processes.raise_together(lambda: load_checkpoint(parts, checkpoint))
     if config.minutes:
         parts.steps = state.step + sized
         config = replace(config, steps=parts.steps, minutes=None)
@@ -162,9 +167,10 @@ def loop(session: Session) -> dict[str, float]:
     begun, leave = state.step, False
     if state.unscored:  # an evaluation that was interrupted is made up for
         scores, leave = evaluated(session)
-        metrics = {**scores, "perf/mean_tokens_per_s": state.tokens_per_s}
-        session.tracker.log(state.step, metrics)
-        session.saver.save()
+        if scores:
+            metrics = {**scores, "perf/mean_tokens_per_s": state.tokens_per_s}
+            session.tracker.log(state.step, metrics)
+            session.saver.save()
     while state.step < last and not leave:
         before = state.seconds
         row = train_step(parts, config, state, bool(session.interrupt.requested))
@@ -255,9 +261,12 @@ def headline(session: Session) -> Iterator[str]:
     yield f"{spec.name} ({spec.n_parameters / 1e6:.1f}M) teaches a student of {student}: {rows}, {how}"
     text = sum(len(packed.stream) for packed in parts.corpus.train)
     epochs = parts.steps * config.batch_size / parts.loader.rows_per_epoch
-    yield f"text: {text:,} tokens, of which {parts.loader.rows_per_epoch:,} rows are read; {epochs:,.2g} epochs"
+    yield f"text: {text:,} tokens; an epoch is {parts.loader.rows_per_epoch:,} rows, and this is {epochs:,.2g} epochs"
     if epochs > EPOCHS_WORTH_IT:
         yield f"warning: beyond {EPOCHS_WORTH_IT} epochs text teaches less and less: add --data, or lower --steps"
+    ahead = [str(step_of(path)) for path in checkpoints(session.path) if step_of(path) > session.state.step]
+    if ahead:
+        yield f"from step {session.state.step}: the checkpoints ahead of it ({', '.join(ahead)}) go at the next save"
     yield from changes(session.path, config)
 
 

@@ -58,7 +58,7 @@ def teacher_flops(spec: TeacherSpec, seq_len: int) -> tuple[float, float]:
 
 
 class Split:
-    """Where the time between `start` and the last `mark` goes; on a GPU by events on its stream, without a wait."""
+    """Where the time between `start` and the last `mark` goes; on CUDA by events on its stream, without a wait."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -89,7 +89,7 @@ class Split:
 
 
 class Meter:
-    """Rates of training proper, since the last reading, of this process's share of the rows.
+    """Rates of training proper since the last reading: tokens per second of all processes, the rest of this one's rows.
 
     Model FLOP utilisation is the time that the model's matmuls would take at the device's peak, each in the dtype that
     it computes in, as a share of the time that went by.
@@ -142,7 +142,7 @@ class Meter:
     def _ideal(self) -> float:
         asked = float(self.steps)
         if isinstance(self.parts.teacher, Memory):
-            asked = (self.parts.teacher.asked - self._asked) / self.parts.loader.batch_size
+            asked = min(asked, (self.parts.teacher.asked - self._asked) / self.parts.loader.batch_size)
         return float(self.steps * self.ideal + asked * self.ideal_asked)
 
 

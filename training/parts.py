@@ -189,6 +189,7 @@ def _remembering(parts: Parts, config: RunConfig) -> Teacher:
     rows, spec = parts.loader.rows_per_epoch, parts.teacher.spec
     again = parts.steps == 0 or parts.steps * config.batch_size > rows
     alone = parts.processes.size == 1 and config.batch_size % config.accumulate == 0
+    again &= all(weight == int(weight) for weight in parts.corpus.weights)  # or every epoch has other rows
     if not (again and alone and config.teacher_memory and parts.distiller.objective.needs):
         return parts.teacher
     rows += min(config.eval_rows, len(parts.corpus.heldout))

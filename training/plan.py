@@ -87,7 +87,7 @@ def plan(config: RunConfig, known: TeacherEntry, processes: Processes) -> dict[s
 
 def show(config: RunConfig) -> None:
     """Prints the plan, of as many processes as were started."""
-    with Processes(config.device) as processes, out_of_memory(config):
+    with Processes(config.device) as processes, out_of_memory(config, processes):
         lines = plan(config, entry(config.teacher), processes)
         if processes.first:
             text = "\n".join(f"{name:<8} {line}" for name, line in lines.items())
@@ -102,7 +102,7 @@ def measured(
     A CPU is timed on two small batches: what it takes is a fixed part, and one in proportion to the tokens.
     """
     stand_in = _stand_in(config, known, shape, precision, processes)
-    rows, seq_len = config.batch_size // processes.size, config.packing.seq_len
+    rows, seq_len = -(-config.batch_size // processes.size), config.packing.seq_len
     if processes.device.type != "cpu":
         return stand_in.seconds(config, rows, seq_len)
     few, more = (stand_in.seconds(replace(config, accumulate=1), 1, tokens) for tokens in CPU_TOKENS)

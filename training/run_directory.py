@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -101,9 +101,11 @@ def _empty(path: Path, remove: bool) -> None:
         if inside.is_dir() and not inside.is_symlink():
             shutil.rmtree(inside, ignore_errors=True)
         else:
-            inside.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows keeps what is open
+                inside.unlink()
     if remove:
-        path.rmdir()
+        with suppress(OSError):  # the error that ended the run is the one to be seen
+            path.rmdir()
 
 
 @contextmanager

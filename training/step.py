@@ -19,6 +19,7 @@ from tutelage.training.config import RunConfig
 from tutelage.training.meter import Split
 from tutelage.training.optim import clip, learning_rate, set_learning_rate
 from tutelage.training.parts import Parts
+from tutelage.training.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def backward(parts: Parts, config: RunConfig, batch: Batch, step: int, split: Sp
         signal = parts.teacher.signal(piece) if objective.needs else None
         split.mark("teacher")
         with processes.sync(parts.wrapped, now=number == len(pieces)):
-            loss, logs = parts.wrapped(piece, signal, counts, Progress(step, parts.steps))
+            loss, logs = parts.wrapped(piece, signal, counts, Progress(step, max(1, parts.steps)))
             (loss * processes.size).backward()  # gradients are averaged over processes, and a sum is wanted
         split.mark("student")
         sums = {name: value + sums.get(name, 0) for name, value in logs.items()}
@@ -82,15 +83,15 @@ def rehearse(parts: Parts, config: RunConfig, step: int) -> dict[str, float]:
         split.start()
         backward(parts, config, parts.loader.batch(step), step, split)
         set_learning_rate(parts.optimizer, 0.0)
-        clip(parts.distiller, config.optim.clip)
-        parts.optimizer.step()
+        if math.isfinite(clip(parts.distiller, config.optim.clip).item()):  # at a rate of zero NaN would still spread
+            parts.optimizer.step()
         parts.optimizer.zero_grad()
         split.mark("optimizer")
     return split.read()
 
 
 @contextmanager
-def out_of_memory(config: RunConfig) -> Iterator[None]:
+def out_of_memory(config: RunConfig, processes: Processes) -> Iterator[None]:
     """Turns a device's or a host's refusal of memory into one line with the way out."""
     try:
         yield
@@ -99,9 +100,12 @@ def out_of_memory(config: RunConfig) -> Iterator[None]:
         if not refused and not re.search("can't allocate memory|out of memory", str(error), re.IGNORECASE):
             raise
         said = " ".join(str(error).split())[:120]
-        ways = [f"--accumulate {2 * config.accumulate}"]
+        rows = 2 * config.accumulate * processes.size
+        ways = [f"--accumulate {2 * config.accumulate}" if rows <= config.batch_size else "a smaller --batch_size"]
         ways += [] if config.gradient_checkpointing else ["--gradient_checkpointing"]
-        ways += [] if config.precision == "bf16" else ["--precision bf16"]
+        ways += ["--precision bf16"] if config.precision == "fp32" else []
+        if not processes.first:  # errors are printed by the first process, and this one may be alone with it
+            log.error("process %d of %d: out of memory (%s)", processes.rank, processes.size, said)
         raise UserError(
             f"out of memory with {config.batch_size} rows of {config.packing.seq_len} tokens in {config.accumulate}"
             f" micro-batches ({said}): try {', '.join(ways)}, or a smaller --student.preset (see --dry_run)"

@@ -19,9 +19,13 @@ REVALUED: dict[str, Callable[[Any], Any]] = {}
 """Fields, under the name they have now, whose old values mean a new one."""
 
 
-def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration as this version writes it. Raises UserError for one of a newer version."""
+def upgrade(tree: Mapping[str, Any], recorded: bool = False) -> dict[str, Any]:
+    """A configuration as this version writes it. Raises UserError for one of a newer version.
+
+    What somebody wrote by hand means today's defaults; one that a run `recorded` has all fields that its version had.
+    """
     tree = dict(tree)
+    recorded = recorded or "version" in tree or "resume" in tree
     version = tree.pop("version", 1)
     if not isinstance(version, int) or version > VERSION:
         raise UserError(
@@ -33,7 +37,7 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
             value = holder.pop(leaf)
             holder, leaf = _parent(tree, new, make=True)
             holder[leaf] = value
-    for name, value in ADDED.items() if version < VERSION else ():
+    for name, value in ADDED.items() if recorded and version < VERSION else ():
         holder, leaf = _parent(tree, name)
         if holder:
             holder.setdefault(leaf, value)

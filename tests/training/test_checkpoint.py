@@ -18,7 +18,7 @@ from tutelage.store import fault
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import load_student
-from tutelage.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from tutelage.training.checkpoint import Saver, TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
 from tutelage.training.config import OptimConfig
 from tutelage.training.distiller import Distiller
 from tutelage.training.optim import make_optimizer
@@ -55,6 +55,10 @@ def parts(distiller: Distiller, optimizer: torch.optim.AdamW, tokenizer: Any = N
     )
 
 
+def load(parts: Any, run: Path) -> TrainingState:
+    return load_checkpoint(parts, find_checkpoint(parts.processes, str(run)))
+
+
 def save(run: Path, step: int, tokenizer: Tokenizer, keep_last: int = 3) -> tuple[Distiller, torch.optim.AdamW]:
     distiller, optimizer = make(step)
     state = TrainingState(step, step * 10, 1.5, 2, dict(ORIGIN))
@@ -67,7 +71,7 @@ def test_every_bit_comes_back(tmp_path: Path, tokenizer: Tokenizer) -> None:
     drawn = torch.rand(5)
     other, other_optimizer = make(99)
     torch.manual_seed(12345)
-    state = load_checkpoint(parts(other, other_optimizer), tmp_path)
+    state = load(parts(other, other_optimizer), tmp_path)
     assert torch.equal(torch.rand(5), drawn)
     assert (state.step, state.tokens, state.seconds, state.skipped) == (7, 70, 1.5, 2)
     for a, b in zip(distiller.parameters(), other.parameters(), strict=True):
@@ -111,7 +115,7 @@ def test_a_damaged_one_is_passed_over_aloud(
     content = bytearray(weights.read_bytes())
     content[-5] ^= 4
     weights.write_bytes(content)
-    state = load_checkpoint(parts(*make(0)), tmp_path)
+    state = load(parts(*make(0)), tmp_path)
     assert state.step == 1
     assert "step-2" in caplog.text
     assert "model.safetensors" in caplog.text
@@ -121,7 +125,7 @@ def test_none_that_is_whole_is_a_user_error(tmp_path: Path, tokenizer: Tokenizer
     save(tmp_path, 1, tokenizer)
     (tmp_path / "checkpoints" / "step-1" / "rng.safetensors").unlink()
     with pytest.raises(UserError, match="no whole checkpoint"):
-        load_checkpoint(parts(*make(0)), tmp_path)
+        load(parts(*make(0)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def test_another_run_is_refused_with_both_values(
     distiller, optimizer = make(0)
     before = distiller.student.head.detach().clone()
     with pytest.raises(UserError, match=line):
-        load_checkpoint(parts(distiller, optimizer, origin={**ORIGIN, key: value}), tmp_path)
+        load(parts(distiller, optimizer, origin={**ORIGIN, key: value}), tmp_path)
     assert torch.equal(distiller.student.head, before)
 
 
@@ -161,3 +165,35 @@ def test_runs_of_the_tiny_teacher_record_what_they_are(make_config: Callable[...
     assert {"teacher", "student", "data", "tokenizer", "seed", "loss", "precision", "batch_size"} <= set(origin)
     other = build(replace(make_config(), seed=1), None).origin
     assert {key for key in origin if origin[key] != other[key]} == {"seed"}
+
+
+def test_a_best_one_that_is_not_there_is_forgotten(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Going back to a step from before a better one took its place."""
+    distiller, optimizer = make(1)
+    state = TrainingState(3, origin=dict(ORIGIN), best={"step": 1, "loss": 2.0})
+    save_checkpoint(parts(distiller, optimizer, tokenizer), state, tmp_path, 3)
+    assert load(parts(*make(0)), tmp_path).best is None
+    save(tmp_path, 1, tokenizer)
+    save_checkpoint(parts(distiller, optimizer, tokenizer), state, tmp_path, 3)
+    assert load(parts(*make(0)), tmp_path).best == {"step": 1, "loss": 2.0}
+
+
+def test_a_best_one_that_could_not_be_saved_is_none(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {"step": 1, "loss": 2.0}
+    state = TrainingState(1, origin=dict(ORIGIN), best=before)
+    saver = Saver(parts(*make(1), tokenizer), state, tmp_path, 1)
+    saver.save()
+    state.step, state.best = 2, {"step": 2, "loss": 1.0}
+    with monkeypatch.context() as patch:
+        patch.setattr("tutelage.training.checkpoint.save_checkpoint", full)
+        saver.save()
+    assert state.best == before
+    state.step = 3
+    saver.save()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-3", "step-1"]
+
+
+def full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")

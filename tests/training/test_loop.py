@@ -51,7 +51,7 @@ def test_the_headline_tells_text_epochs_and_precision(make_config: Make, capsys:
     distill(make_config(steps=2, log_every=5))
     out = capsys.readouterr().out
     assert "matmuls in fp32" in out
-    assert "tokens, of which 729 rows are read; 0.011 epochs" in out
+    assert "tokens; an epoch is 729 rows, and this is 0.011 epochs" in out
     assert "warning" not in out
     assert "step 1/2 took" in out
     assert "left" in out.split("step 1/2 took")[1].splitlines()[0]
@@ -59,7 +59,7 @@ def test_the_headline_tells_text_epochs_and_precision(make_config: Make, capsys:
 
 def test_more_than_four_epochs_are_warned_of(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
     distill(make_config(steps=9, max_rows=8, log_every=9))
-    assert "8 rows are read; 4.5 epochs\nwarning: beyond 4 epochs" in capsys.readouterr().out
+    assert "an epoch is 8 rows, and this is 4.5 epochs\nwarning: beyond 4 epochs" in capsys.readouterr().out
 
 
 def losses(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:

@@ -62,6 +62,16 @@ def test_timing_changes_nothing(make_config: Callable[..., RunConfig]) -> None:
     assert all(parameter.grad is None for parameter in made.distiller.parameters())
 
 
+def test_timing_does_not_spread_what_is_not_finite(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    made = build(config, None)
+    monkeypatch.setattr("tutelage.training.step.clip", lambda *_: torch.tensor(torch.nan))
+    rehearse(made, config, 0)
+    assert all(parameter.isfinite().all() for parameter in made.distiller.parameters())
+
+
 def test_the_first_step_is_not_counted_unless_there_is_time_for_no_other(
     make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

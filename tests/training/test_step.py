@@ -10,6 +10,7 @@ from tutelage.errors import UserError
 from tutelage.training.checkpoint import TrainingState
 from tutelage.training.config import RunConfig
 from tutelage.training.parts import build
+from tutelage.training.processes import Processes
 from tutelage.training.step import out_of_memory, train_step
 
 Make = Callable[..., RunConfig]
@@ -54,7 +55,7 @@ def test_only_skips_in_a_row_end_a_run(make_config: Make, monkeypatch: pytest.Mo
 def test_out_of_memory_is_one_line_with_the_way_out(error: Exception) -> None:
     with (
         pytest.raises(UserError, match=r"out of memory with 8 rows of 512 tokens in 2 .*--accumulate 4") as caught,
-        out_of_memory(RunConfig(accumulate=2, precision="fp32")),
+        out_of_memory(RunConfig(accumulate=2, precision="fp32"), Processes("cpu")),
     ):
         raise error
     assert "--gradient_checkpointing" in str(caught.value)
@@ -63,5 +64,15 @@ def test_out_of_memory_is_one_line_with_the_way_out(error: Exception) -> None:
 
 
 def test_other_errors_are_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory(RunConfig()):
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory(RunConfig(), Processes("cpu")):
         raise RuntimeError("shapes differ")
+
+
+def test_what_would_be_refused_is_not_advised(caplog: pytest.LogCaptureFixture) -> None:
+    processes = Processes("cpu")
+    processes.rank, processes.size = 1, 2
+    with pytest.raises(UserError, match="try a smaller --batch_size, --gradient") as caught:  # noqa: SIM117
+        with out_of_memory(RunConfig(accumulate=4), processes):
+            raise MemoryError
+    assert "--precision" not in str(caught.value)
+    assert "process 1 of 2: out of memory" in caplog.text  # the first one may not know

@@ -104,7 +104,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, tokens: int, inner: in
 def real_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 units, as far as it says; emulation does not count."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return True

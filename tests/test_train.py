@@ -365,7 +365,7 @@ def test_sigterm_saves_and_leaves_and_the_run_goes_on(
     assert done.step == step + 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_real_teacher_teaches_and_both_are_scored(tmp_path: Path) -> None:
     run = distill(
         RunConfig(

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: at least one run per variant")
     base = cli.parse(RunConfig, ["--config", options.run], prog="benchmarks.variants", description="")
-    every = {"steps": options.steps, "eval_every": options.steps, "checkpoint_every": options.steps}
+    every = {"steps": options.steps, "minutes": None} | dict.fromkeys(("eval_every", "checkpoint_every"), options.steps)
     base = replace(base, **every, eval_rows=32, tracker="none")
     results: dict[str, list[dict[str, float]]] = {}
     for name, fields in VARIANTS[options.which].items():

@@ -21,10 +21,9 @@ from tutelage.data.tokenizer import Tokenizer, train
 from tutelage.student.config import PRESETS, StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import save_student
-from tutelage.teacher.decoder_teacher import DecoderTeacher
+from tutelage.teacher.decoder_teacher import DecoderTeacher, decoder_spec
 from tutelage.teacher.embedded import directory
 from tutelage.teacher.registry import EMBEDDED
-from tutelage.teacher.signal import TeacherSpec
 
 _SMOLLM2 = {**PRESETS["smollm2-6l"], "n_layers": 30}
 SHAPES = {
@@ -67,18 +66,10 @@ def random_decoder(shape: StudentConfig, device: str) -> Decoder:
 def random_teacher(name: str, tokenizer: Tokenizer, device: str) -> DecoderTeacher:
     """A teacher of this shape that shares the tokenizer, whose ids must all be in the shape's vocabulary."""
     shape = replace(SHAPES[name], vocab_size=tokenizer.vocab_size)
-    spec = TeacherSpec(
-        name=f"random weights of {name}'s shape",
-        source="random",
-        revision=None,
-        quantisation=None,
-        n_parameters=shape.n_parameters,
-        vocab_size=shape.vocab_size,
-        d_model=shape.d_model,
-        n_layers=shape.n_layers,
-        tokenizer_fingerprint=tokenizer.fingerprint,
+    decoder = random_decoder(shape, device)
+    return DecoderTeacher(
+        decoder, tokenizer, decoder_spec(f"random weights of {name}'s shape", "random", decoder, tokenizer)
     )
-    return DecoderTeacher(random_decoder(shape, device), tokenizer, spec)
 
 
 def main(argv: Sequence[str]) -> int:

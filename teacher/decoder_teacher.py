@@ -68,20 +68,26 @@ def load(
         else:
             student = load_student(path, dtype=dtype)
             student.model.to(device)
-    shape = student.model.config
-    spec = TeacherSpec(
+    weights = "" if device == "meta" else weights_fingerprint(student.model)
+    spec = decoder_spec(name, path.name, student.model, student.tokenizer, weights)
+    return DecoderTeacher(student.model, student.tokenizer, spec, prompt_style)
+
+
+def decoder_spec(name: str, source: str, decoder: Decoder, tokenizer: Tokenizer, weights: str = "") -> TeacherSpec:
+    """What a teacher that is a decoder of ours says of itself."""
+    shape = decoder.config
+    return TeacherSpec(
         name=name,
-        source=path.name,
+        source=source,
         revision=None,
         quantisation=None,
         n_parameters=shape.n_parameters,
         vocab_size=shape.vocab_size,
         d_model=shape.d_model,
         n_layers=shape.n_layers,
-        tokenizer_fingerprint=student.tokenizer.fingerprint,
-        weights="" if device == "meta" else weights_fingerprint(student.model),
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        weights=weights,
     )
-    return DecoderTeacher(student.model, student.tokenizer, spec, prompt_style)
 
 
 def _skeleton(path: Path, dtype: torch.dtype) -> Student:

@@ -69,7 +69,9 @@ class Session:
     @property
     def resized(self) -> bool:
         """Whether the run goes on to another step than its configuration records."""
-        return bool(self.config.resume) and any("steps was" in line for line in changes(self.path, self.config))
+        return bool(self.config.resume) and any(
+            line.startswith("from here on: steps was") for line in changes(self.path, self.config)
+        )
 
     @property
     def interrupted(self) -> bool:

@@ -253,10 +253,11 @@ def our_step(sizes: Sizes, device: str, by_block: bool) -> Contender:
     """What a training step runs between the teacher and the optimizer."""
     model, tokens = random_student(sizes, device)
     from tutelage.data.batch import Batch
+    from tutelage.kernels.linear_divergence import DenseTeacher
     from tutelage.losses.config import LossConfig
     from tutelage.losses.objective import Objective
     from tutelage.losses.term import Progress
-    from tutelage.teacher.signal import FullSignal
+    from tutelage.teacher.signal import Signal
     from tutelage.training.distiller import Distiller
     from tutelage.training.precision import Precision
 
@@ -266,7 +267,7 @@ def our_step(sizes: Sizes, device: str, by_block: bool) -> Contender:
     place = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
     keys = torch.arange(len(tokens), device=device)
     batch = Batch(tokens, p.targets.view_as(tokens), torch.zeros_like(tokens), place, keys)
-    signal = FullSignal(p.t_hidden.view(*tokens.shape, -1), p.t_head)
+    signal = Signal(DenseTeacher(p.t_hidden.view(*tokens.shape, -1), p.t_head))
     objective = Objective(LossConfig(ce_weight=CE, kd_weight=KD), sizes.vocab)
     distiller = Distiller(model, objective, Precision()).train()
     counts = distiller.objective.counts(batch)

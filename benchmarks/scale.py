@@ -21,12 +21,13 @@ from benchmarks.timing import Output, device_line, peak_resident, publish
 from tutelage import cli
 from tutelage.data.batch import Batch
 from tutelage.errors import UserError
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.losses.config import LossConfig
 from tutelage.losses.objective import Objective
 from tutelage.losses.term import Progress
 from tutelage.student.config import StudentOptions, resolve
 from tutelage.student.decoder import Decoder
-from tutelage.teacher.signal import FullSignal
+from tutelage.teacher.signal import Signal
 from tutelage.training.allocator import keep_memory
 from tutelage.training.config import OptimConfig
 from tutelage.training.distiller import Distiller
@@ -90,7 +91,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
         counts, [mine] = distiller.objective.counts(batch), processes.shard(batch, 1)
         with torch.no_grad():
             hidden = teacher(mine.tokens, positions=mine.positions, segments=mine.segments).hidden
-        loss, _ = wrapped(mine, FullSignal(hidden, teacher.head), counts, Progress(step, steps))
+        loss, _ = wrapped(mine, Signal(DenseTeacher(hidden, teacher.head)), counts, Progress(step, steps))
         (loss * processes.size).backward()
         clip(distiller, 1.0)
         optimizer.step()

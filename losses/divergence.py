@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
 from tutelage.kernels.linear_divergence import CHUNK, DenseTeacher, linear_divergence
+from tutelage.kernels.rows import TopK
 from tutelage.losses.config import LossConfig
 from tutelage.losses.term import LossTerm, Progress
 from tutelage.student.decoder import StudentOutput
-from tutelage.teacher.signal import TeacherSignal
+from tutelage.teacher.signal import Signal
 
 
 class Divergence(nn.Module):
@@ -29,7 +30,7 @@ class Divergence(nn.Module):
         self,
         output: StudentOutput,
         head: Tensor,
-        signal: TeacherSignal | None,
+        signal: Signal | None,
         batch: Batch,
         progress: Progress,
     ) -> LossTerm:
@@ -38,15 +39,7 @@ class Divergence(nn.Module):
         loss = linear_divergence(
             output.hidden.flatten(0, 1),  # (N, D)
             head,
-            None
-            if signal is None
-            else DenseTeacher(
-                signal.hidden.flatten(0, 1),  # (N, E)
-                signal.head,
-                signal.bias,
-                signal.scale,
-                signal.cap,
-            ),
+            None if signal is None else _rows(signal.distribution),
             batch.targets.flatten(),
             kind=config.divergence,
             mix=config.mix,
@@ -61,3 +54,10 @@ class Divergence(nn.Module):
         )
         name = "kl" if config.divergence == "forward_kl" else config.divergence
         return LossTerm(loss.total, {"ce": loss.cross_entropy, name: loss.divergence})
+
+
+def _rows(distribution: DenseTeacher | TopK | None) -> DenseTeacher | TopK | None:
+    """The same with its rows `(B, T, …)` as `(N, …)`."""
+    if isinstance(distribution, TopK):
+        return TopK(*(x.flatten(0, 1) for x in distribution))
+    return distribution and distribution._replace(hidden=distribution.hidden.flatten(0, 1))

@@ -12,7 +12,7 @@ from tutelage.losses.config import LossConfig
 from tutelage.losses.divergence import Divergence
 from tutelage.losses.term import DistillationLoss, Progress
 from tutelage.student.decoder import StudentOutput
-from tutelage.teacher.signal import Teacher, TeacherSignal
+from tutelage.teacher.signal import Signal, Teacher
 
 LOSSES: dict[str, Callable[[LossConfig, int], nn.Module]] = {"divergence": Divergence}
 
@@ -48,7 +48,7 @@ class Objective(nn.Module):
         self,
         output: StudentOutput,
         head: Tensor,
-        signal: TeacherSignal | None,
+        signal: Signal | None,
         batch: Batch,
         counts: Mapping[str, int],
         progress: Progress,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tutelage.data.batch import Batch
 from tutelage.student.decoder import StudentOutput
-from tutelage.teacher.signal import TeacherSignal
+from tutelage.teacher.signal import Signal
 
 
 class LossTerm(NamedTuple):
@@ -37,7 +37,7 @@ class DistillationLoss(Protocol):
         self,
         output: StudentOutput,
         head: Tensor,
-        signal: TeacherSignal | None,
+        signal: Signal | None,
         batch: Batch,
         progress: Progress,
     ) -> LossTerm:

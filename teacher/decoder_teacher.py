@@ -13,12 +13,13 @@ from torch import nn
 
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer, check_fingerprint
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.weights import Student, find_student, load_student
 from tutelage.teacher.fingerprint import weights_fingerprint
 from tutelage.teacher.load_errors import load_errors
-from tutelage.teacher.signal import FullSignal, TeacherSpec
+from tutelage.teacher.signal import Signal, TeacherSpec
 
 
 @dataclass
@@ -32,10 +33,10 @@ class DecoderTeacher:
     provides: frozenset[str] = frozenset({"full"})
 
     @torch.no_grad()
-    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> FullSignal:
+    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> Signal:
         """See `Teacher.signal`."""
         output = self.decoder(batch.tokens, positions=batch.positions, segments=batch.segments, taps=taps)
-        return FullSignal(output.hidden, self.decoder.head, taps=output.taps)
+        return Signal(DenseTeacher(output.hidden, self.decoder.head), taps=output.taps)
 
     def shard(self, receive: Callable[[nn.Module], None], fully_shard: Callable[..., object]) -> None:
         """See `Shardable`."""

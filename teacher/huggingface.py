@@ -15,13 +15,14 @@ from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.hub import check_reachable
 from tutelage.kernels.attention import documents
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.kernels.reference import teacher_logits
 from tutelage.student.cache import CausalLM
 from tutelage.student.weights import from_huggingface
 from tutelage.teacher.fingerprint import weights_fingerprint
 from tutelage.teacher.load_errors import load_errors, one_line
 from tutelage.teacher.rowwise import RowwiseLM
-from tutelage.teacher.signal import FullSignal, TeacherSpec
+from tutelage.teacher.signal import Signal, TeacherSpec
 
 
 class HuggingFaceTeacher:
@@ -50,7 +51,7 @@ class HuggingFaceTeacher:
         return getattr(self.model.get_output_embeddings(), "bias", None)
 
     @torch.no_grad()
-    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> FullSignal:
+    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> Signal:
         """See `Teacher.signal`."""
         dtype = self.head.dtype
         hidden_by = torch.zeros((), dtype=dtype, device=batch.tokens.device)
@@ -63,7 +64,7 @@ class HuggingFaceTeacher:
             output_hidden_states=bool(taps),
         )
         tapped = tuple(out.hidden_states[layer + 1] for layer in taps)
-        return FullSignal(out.last_hidden_state, self.head, self.bias, self.scale, self.cap, tapped)
+        return Signal(DenseTeacher(out.last_hidden_state, self.head, self.bias, self.scale, self.cap), tapped)
 
     def shard(self, receive: Callable[[nn.Module], None], fully_shard: Callable[..., object]) -> None:
         """See `Shardable`: everything but head and embedding that it is tied to; 4 bits stay whole.

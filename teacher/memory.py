@@ -4,16 +4,16 @@ Shapes: B rows, T tokens, E teacher width.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.student.cache import CausalLM
 from tutelage.student.decoder import Decoder
-from tutelage.teacher.signal import Teacher, TeacherSignal, TeacherSpec
+from tutelage.teacher.signal import Signal, Teacher, TeacherSpec
 
 
 def bytes_needed(d_model: int, rows: int, seq_len: int, dtype: torch.dtype = torch.bfloat16) -> int:
@@ -36,19 +36,20 @@ class Memory:
         """Rows for which the teacher ran."""
         self._left = max_bytes
         self._rows: dict[int, Tensor] = {}  # (T, E) by key
-        self._rest: TeacherSignal | None = None  # head, bias, scale and cap, which are the same for every batch
+        self._rest: DenseTeacher | None = None  # head, bias, scale and cap, which are the same for every batch
 
-    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> TeacherSignal:
+    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> Signal:
         """See `Teacher.signal`."""
         if taps:
             return self.teacher.signal(batch, taps)
         keys = batch.keys.tolist()
         if self._rest is not None and self._rows.keys() >= set(keys):
-            return replace(self._rest, hidden=torch.stack([self._rows[key] for key in keys]))
+            return Signal(self._rest._replace(hidden=torch.stack([self._rows[key] for key in keys])))
         signal = self.teacher.signal(batch)
         self.asked += len(keys)
-        self._rest = replace(signal, hidden=signal.hidden.new_empty(0), taps=())
-        for key, row in zip(keys, signal.hidden, strict=True):
+        hidden = signal.dense.hidden
+        self._rest = signal.dense._replace(hidden=hidden.new_empty(0))
+        for key, row in zip(keys, hidden, strict=True):
             if key not in self._rows and self._left >= row.nbytes:
                 self._rows[key] = row.clone()  # a view would keep the whole batch
                 self._left -= row.nbytes

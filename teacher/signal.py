@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
+from tutelage.kernels.linear_divergence import DenseTeacher
+from tutelage.kernels.rows import TopK
 from tutelage.student.cache import CausalLM
 from tutelage.student.decoder import Decoder
 
@@ -30,26 +32,26 @@ class TeacherSpec:
     d_model: int
     n_layers: int
     tokenizer_fingerprint: str
+    context: int | None = None
+    """Longest text it was made for, in tokens; None where there is no such limit."""
     weights: str = ""
     """Which weights, by content and not by name or path (`weights_fingerprint`); "" where a teacher does not say."""
 
 
 @dataclass(frozen=True)
-class FullSignal:
-    """The whole next-token distribution, factored: logits are `cap(scale·(hidden @ head.T + bias))`.
+class Signal:
+    """What a teacher says about a batch: a next-token distribution in the kernels' own form, with rows `(B, T, …)`
+    where theirs are `(N, …)`, and `taps`, the residual stream after the layers asked for, `(B, T, E)` each."""
 
-    `hidden (B, T, E)`, `head (≥V, E)`, `bias (≥V,)`; `taps` are the residual stream after the layers asked for.
-    """
-
-    hidden: Tensor
-    head: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    cap: float | None = None
+    distribution: DenseTeacher | TopK | None
     taps: tuple[Tensor, ...] = ()
 
-
-TeacherSignal = FullSignal
+    @property
+    def dense(self) -> DenseTeacher:
+        """The distribution of a teacher that provides "full". Raises TypeError for another."""
+        if not isinstance(self.distribution, DenseTeacher):
+            raise TypeError(f"a whole distribution is wanted, the teacher gave {type(self.distribution).__name__}")
+        return self.distribution
 
 
 class Teacher(Protocol):
@@ -75,7 +77,7 @@ class Teacher(Protocol):
     def decoder(self) -> Decoder | None:
         """Its weights in our arithmetic, where that is exact: the source of `--student.init`."""
 
-    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> TeacherSignal:
+    def signal(self, batch: Batch, taps: Sequence[int] = ()) -> Signal:
         """Its distribution at every position of the batch; documents of a packed row never see each other."""
 
     def generator(self) -> CausalLM:

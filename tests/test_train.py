@@ -21,11 +21,12 @@ from tutelage.data.batch import Batch
 from tutelage.data.config import PackingConfig
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.runs import checkpoints
 from tutelage.store import fault
 from tutelage.student.config import StudentOptions
 from tutelage.student.decoder import Decoder
-from tutelage.teacher.signal import FullSignal, TeacherSpec
+from tutelage.teacher.signal import Signal, TeacherSpec
 from tutelage.training.config import OptimConfig, RunConfig
 
 Make = Callable[..., RunConfig]
@@ -150,8 +151,8 @@ class Uniform:
         self.head = torch.zeros(tokenizer.vocab_size, 8)
         self.spec = TeacherSpec("uniform", "mine", None, None, 0, tokenizer.vocab_size, 8, 0, tokenizer.fingerprint)
 
-    def signal(self, batch: Batch, taps: Any = ()) -> FullSignal:
-        return FullSignal(torch.zeros(*batch.tokens.shape, 8), self.head)
+    def signal(self, batch: Batch, taps: Any = ()) -> Signal:
+        return Signal(DenseTeacher(torch.zeros(*batch.tokens.shape, 8), self.head))
 
     def generator(self) -> Decoder:
         return self.model

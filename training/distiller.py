@@ -9,7 +9,7 @@ from tutelage.data.batch import Batch
 from tutelage.losses.objective import Objective
 from tutelage.losses.term import Progress
 from tutelage.student.decoder import Decoder
-from tutelage.teacher.signal import TeacherSignal
+from tutelage.teacher.signal import Signal
 from tutelage.training.meter import Split
 from tutelage.training.precision import DTYPES, Name, Precision
 
@@ -25,7 +25,7 @@ class Distiller(nn.Module):
         self.split: Split | None = None  # who wants to know where the time goes
 
     def forward(
-        self, batch: Batch, signal: TeacherSignal | None, counts: Mapping[str, int], progress: Progress
+        self, batch: Batch, signal: Signal | None, counts: Mapping[str, int], progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A micro-batch's share of the loss of the whole step (0-dim), and of what is logged."""
         device = batch.tokens.device.type

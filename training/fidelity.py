@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from tutelage.data.batch import Batch
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.kernels.reference import IGNORE, teacher_logits
 from tutelage.numbers import perplexity
 from tutelage.student.decoder import Decoder
-from tutelage.teacher.signal import FullSignal
+from tutelage.teacher.signal import Signal
 
 CHUNK = 256  # tokens whose fp32 logits are held at a time
-Scorer = Callable[[Batch], FullSignal]
+Scorer = Callable[[Batch], Signal]
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Fidelity:
 def decoder_scorer(model: Decoder, precision: str = "bf16") -> Scorer:
     """The student as something that gives its factored distribution for a batch."""
 
-    def score(batch: Batch) -> FullSignal:
+    def score(batch: Batch) -> Signal:
         with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=precision == "bf16"):
             hidden = model(batch.tokens, positions=batch.positions, segments=batch.segments).hidden
         head = model.head.bfloat16() if precision == "bf16" else model.head
-        return FullSignal(hidden.to(head.dtype), head)
+        return Signal(DenseTeacher(hidden.to(head.dtype), head))
 
     return score
 
@@ -91,7 +92,7 @@ def scored_chunks(scorers: Sequence[Scorer], batch: Batch, vocab_size: int) -> I
     """Some targets `(C,)` of the batch at a time, in order, and each scorer's fp32 log-probabilities there `(C, V)`."""
     keep = batch.targets != IGNORE
     targets = batch.targets[keep]  # (N,)
-    signals = [scorer(batch) for scorer in scorers]
+    signals = [scorer(batch).dense for scorer in scorers]
     hiddens = [signal.hidden[keep] for signal in signals]  # (N, D) each
     for start in range(0, len(targets), CHUNK):
         part = slice(start, start + CHUNK)
@@ -105,7 +106,7 @@ def kl_per_target(log_q: Tensor, log_p: Tensor) -> Tensor:
     return torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)
 
 
-def _log_softmax(signal: FullSignal, hidden: Tensor, vocab_size: int) -> Tensor:
+def _log_softmax(signal: DenseTeacher, hidden: Tensor, vocab_size: int) -> Tensor:
     """`hidden (C, D)` → fp32 log-probabilities of the true vocabulary `(C, V)`."""
     logits = teacher_logits(hidden, signal.head, signal.bias, signal.scale, signal.cap)
     return torch.log_softmax(logits[:, :vocab_size].float(), -1)

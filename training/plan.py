@@ -8,13 +8,13 @@ import torch
 from rich.console import Console
 
 from tutelage.data.batch import Batch
-from tutelage.kernels.linear_divergence import CHUNK
+from tutelage.kernels.linear_divergence import CHUNK, DenseTeacher
 from tutelage.losses.objective import Objective
 from tutelage.student.config import StudentConfig, resolve
 from tutelage.student.decoder import Decoder
 from tutelage.teacher.memory import bytes_needed
 from tutelage.teacher.registry import TeacherEntry, entry
-from tutelage.teacher.signal import FullSignal
+from tutelage.teacher.signal import Signal
 from tutelage.training.config import RunConfig
 from tutelage.training.distiller import Distiller
 from tutelage.training.optim import make_optimizer
@@ -59,10 +59,10 @@ class OneBlock:
         self.blocks = max(0.0, known.n_parameters - vocab_size * width) / per_block if known.d_model else 0.0
 
     @torch.no_grad()
-    def signal(self, batch: Batch, taps: Any = ()) -> FullSignal:
+    def signal(self, batch: Batch, taps: Any = ()) -> Signal:
         """See `Teacher.signal`."""
         hidden = self.block(batch.tokens % 64, positions=batch.positions, segments=batch.segments).hidden
-        return FullSignal(hidden, self.head)
+        return Signal(DenseTeacher(hidden, self.head))
 
 
 def plan(config: RunConfig, known: TeacherEntry, processes: Processes) -> dict[str, str]:

@@ -13,7 +13,8 @@ from tutelage.data.packing import pack
 from tutelage.errors import UserError
 from tutelage.evaluation.closeness import MIN_TARGETS, closeness
 from tutelage.evaluation.token_classes import CLASSES, token_classes
-from tutelage.teacher.signal import FullSignal
+from tutelage.kernels.linear_divergence import DenseTeacher
+from tutelage.teacher.signal import Signal
 from tutelage.training.fidelity import CHUNK, fidelity
 
 WORDS = "def f(x):\n    return x + 1  # one\nname = 'text'\n"
@@ -41,7 +42,7 @@ def scorer(vocab_size, seed, padding=0):
         powers = np.exp(exact @ hidden(token, position, target).double().numpy())
         return powers / powers.sum()
 
-    return lambda batch: FullSignal(hidden(batch.tokens, batch.positions, batch.targets), head), probabilities
+    return lambda batch: Signal(DenseTeacher(hidden(batch.tokens, batch.positions, batch.targets), head)), probabilities
 
 
 def plain_targets(batches, student, teacher, tokenizer):
@@ -172,7 +173,7 @@ def constant(vocab_size, token, logit):
     """A model that says `token` whatever comes before it."""
     head = torch.zeros(vocab_size, 1)
     head[token] = logit
-    return lambda batch: FullSignal(torch.ones(*batch.tokens.shape, 1), head)
+    return lambda batch: Signal(DenseTeacher(torch.ones(*batch.tokens.shape, 1), head))
 
 
 def test_a_certain_model_fills_the_last_bin_and_agrees_with_itself(letters):

@@ -25,7 +25,7 @@ from tutelage.losses.term import Progress
 from tutelage.student.config import StudentOptions, resolve
 from tutelage.student.decoder import Decoder
 from tutelage.student.layers import rope_table
-from tutelage.teacher.signal import FullSignal
+from tutelage.teacher.signal import Signal
 
 DTYPE, TOLERANCE = torch.bfloat16, 1e-2
 LENGTHS = [1, 17, 2048] if GPU else [1, 17, 65]
@@ -176,7 +176,9 @@ def test_a_training_step(compiled):
         model = Decoder(config).to(DEVICE, torch.float32 if dtype == DTYPE else dtype).train()
         if compiled and dtype == DTYPE:
             model.compile_blocks()
-        signal = FullSignal(normal(B, T, E, seed=2, dtype=dtype), normal(V, E, seed=3, dtype=dtype, scale=2 * E**-0.5))
+        signal = Signal(
+            DenseTeacher(normal(B, T, E, seed=2, dtype=dtype), normal(V, E, seed=3, dtype=dtype, scale=2 * E**-0.5))
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
         losses = []
         for step in range(3):

@@ -6,8 +6,9 @@ import torch
 
 from tutelage.data.batch import Batch
 from tutelage.data.packing import pack
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.student.decoder import StudentOutput
-from tutelage.teacher.signal import FullSignal
+from tutelage.teacher.signal import Signal
 
 B, T, D, E, V = 5, 7, 6, 4, 50
 
@@ -33,6 +34,6 @@ def head() -> torch.Tensor:
 
 
 @pytest.fixture
-def signal() -> FullSignal:
+def signal() -> Signal:
     torch.manual_seed(2)
-    return FullSignal(torch.randn(B, T, E, dtype=torch.float64), torch.randn(V, E, dtype=torch.float64))
+    return Signal(DenseTeacher(torch.randn(B, T, E, dtype=torch.float64), torch.randn(V, E, dtype=torch.float64)))

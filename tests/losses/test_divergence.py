@@ -8,29 +8,30 @@ import torch.nn.functional as F
 
 from tutelage.data.batch import Batch
 from tutelage.kernels.divergences import KINDS
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.kernels.reference import divergence, teacher_logits
 from tutelage.losses.config import LossConfig
 from tutelage.losses.divergence import Divergence
 from tutelage.losses.term import Progress
 from tutelage.student.decoder import StudentOutput
-from tutelage.teacher.signal import FullSignal
+from tutelage.teacher.signal import Signal
 
 V = 50
 START = Progress(0, 1)
 
 
 def expected(
-    output: StudentOutput, head: torch.Tensor, signal: FullSignal, batch: Batch, config: LossConfig
+    output: StudentOutput, head: torch.Tensor, signal: Signal, batch: Batch, config: LossConfig
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Written with what torch ships: total, CE and KL(teacher‖student), sums over targets."""
     keep = batch.targets != -100
     logits = (output.hidden @ head[:V].T)[keep]
-    teacher = (signal.hidden @ signal.head[:V].T)[keep]
-    if signal.bias is not None:
-        teacher = teacher + signal.bias
-    teacher = teacher * signal.scale
-    if signal.cap is not None:
-        teacher = signal.cap * torch.tanh(teacher / signal.cap)
+    teacher = (signal.dense.hidden @ signal.dense.head[:V].T)[keep]
+    if signal.dense.bias is not None:
+        teacher = teacher + signal.dense.bias
+    teacher = teacher * signal.dense.scale
+    if signal.dense.cap is not None:
+        teacher = signal.dense.cap * torch.tanh(teacher / signal.dense.cap)
     tau = config.temperature
     kl = F.kl_div((logits / tau).log_softmax(-1), (teacher / tau).softmax(-1), reduction="sum")
     ce = F.cross_entropy(logits, batch.targets[keep], reduction="sum")
@@ -47,7 +48,7 @@ def expected(
     ],
 )
 def test_value_gradient_and_logs(
-    config: LossConfig, output: StudentOutput, head: torch.Tensor, signal: FullSignal, batch: Batch
+    config: LossConfig, output: StudentOutput, head: torch.Tensor, signal: Signal, batch: Batch
 ) -> None:
     term = Divergence(config, V)(output, head, signal, batch, START)
     total, ce, kl = expected(output, head, signal, batch, config)
@@ -63,11 +64,11 @@ def test_value_gradient_and_logs(
 
 
 def test_scale_cap_and_bias_of_the_teacher_count(
-    output: StudentOutput, head: torch.Tensor, signal: FullSignal, batch: Batch
+    output: StudentOutput, head: torch.Tensor, signal: Signal, batch: Batch
 ) -> None:
     config = LossConfig(ce_weight=0, kd_weight=1)
     bias = torch.linspace(-1, 1, V, dtype=torch.float64)
-    odd = FullSignal(signal.hidden, signal.head, bias=bias, scale=0.5, cap=1.5)
+    odd = Signal(DenseTeacher(signal.dense.hidden, signal.dense.head, bias=bias, scale=0.5, cap=1.5))
     term = Divergence(config, V)(output, head, odd, batch, START)
     _, _, kl = expected(output, head, odd, batch, config)
     torch.testing.assert_close(term.logs["kl"].double(), kl, rtol=1e-5, atol=1e-5)
@@ -76,7 +77,7 @@ def test_scale_cap_and_bias_of_the_teacher_count(
 
 
 def test_without_a_teacher_the_cross_entropy_remains(
-    output: StudentOutput, head: torch.Tensor, signal: FullSignal, batch: Batch
+    output: StudentOutput, head: torch.Tensor, signal: Signal, batch: Batch
 ) -> None:
     config = LossConfig(ce_weight=0.5, kd_weight=0)
     loss = Divergence(config, V)
@@ -97,13 +98,15 @@ def test_it_needs_the_full_distribution_and_counts_targets(batch: Batch) -> None
 @pytest.mark.parametrize("mix", [None, 0.3])
 @pytest.mark.parametrize("kind", ["reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"])
 def test_every_divergence_is_the_defined_one_and_logged_under_its_name(
-    kind: Any, mix: float | None, output: StudentOutput, head: torch.Tensor, signal: FullSignal, batch: Batch
+    kind: Any, mix: float | None, output: StudentOutput, head: torch.Tensor, signal: Signal, batch: Batch
 ) -> None:
     config = LossConfig(divergence=kind, mix=mix, ce_weight=0, kd_weight=1)
     term = Divergence(config, V)(output, head, signal, batch, START)
     keep = batch.targets != -100
     logits = (output.hidden @ head[:V].T)[keep]
-    teacher = teacher_logits(signal.hidden[keep], signal.head[:V], signal.bias, signal.scale, signal.cap)
+    teacher = teacher_logits(
+        signal.dense.hidden[keep], signal.dense.head[:V], signal.dense.bias, signal.dense.scale, signal.dense.cap
+    )
     defined = divergence(kind, logits, teacher, mix=KINDS[kind].mix if mix is None else mix).sum()
     torch.testing.assert_close(term.logs[kind].double(), defined, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(term.total.double(), defined, rtol=1e-4, atol=1e-5)

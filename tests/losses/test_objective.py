@@ -9,13 +9,14 @@ from torch import nn
 
 from tutelage.data.batch import Batch
 from tutelage.errors import UserError
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.losses import objective as module
 from tutelage.losses.config import LossConfig
 from tutelage.losses.divergence import Divergence
 from tutelage.losses.objective import LOSSES, Objective
 from tutelage.losses.term import LossTerm, Progress
 from tutelage.student.decoder import StudentOutput
-from tutelage.teacher.signal import FullSignal
+from tutelage.teacher.signal import Signal
 
 V = 50
 START = Progress(0, 1)
@@ -39,7 +40,7 @@ class Length(nn.Module):
 
 
 def test_the_loss_is_the_sum_over_the_count(
-    output: StudentOutput, head: torch.Tensor, signal: FullSignal, batch: Batch
+    output: StudentOutput, head: torch.Tensor, signal: Signal, batch: Batch
 ) -> None:
     config = LossConfig()
     objective = Objective(config, V)
@@ -54,7 +55,7 @@ def test_the_loss_is_the_sum_over_the_count(
 
 @pytest.mark.parametrize("pieces", [2, 3, 5])
 def test_micro_batches_sum_to_the_same_loss_and_gradient(
-    pieces: int, output: StudentOutput, head: torch.Tensor, signal: FullSignal, batch: Batch
+    pieces: int, output: StudentOutput, head: torch.Tensor, signal: Signal, batch: Batch
 ) -> None:
     objective = Objective(LossConfig(temperature=2.0), V)
     counts = objective.counts(batch)
@@ -67,7 +68,9 @@ def test_micro_batches_sum_to_the_same_loss_and_gradient(
         rows = slice(offset, offset + len(piece.tokens))
         offset = rows.stop
         part = StudentOutput(output.hidden[rows])
-        loss, found = objective(part, head, FullSignal(signal.hidden[rows], signal.head), piece, counts, START)
+        loss, found = objective(
+            part, head, Signal(DenseTeacher(signal.dense.hidden[rows], signal.dense.head)), piece, counts, START
+        )
         for total, gradient in zip(got, torch.autograd.grad(loss, (output.hidden, head)), strict=True):
             total += gradient
         sums = {name: value + sums.get(name, 0) for name, value in found.items()}
@@ -79,7 +82,7 @@ def test_micro_batches_sum_to_the_same_loss_and_gradient(
 
 
 def test_two_losses_have_their_own_counts_and_state(
-    monkeypatch: pytest.MonkeyPatch, output: StudentOutput, head: torch.Tensor, signal: FullSignal, batch: Batch
+    monkeypatch: pytest.MonkeyPatch, output: StudentOutput, head: torch.Tensor, signal: Signal, batch: Batch
 ) -> None:
     monkeypatch.setitem(module.LOSSES, "length", Length)
     objective = Objective(LossConfig(terms="divergence, length"), V)

@@ -13,12 +13,12 @@ from tutelage.teacher.decoder_teacher import load
 def test_each_document_is_seen_alone(teacher_dir: Path, batch: Batch) -> None:
     teacher = load("mine", teacher_dir, device="cpu")
     signal = teacher.signal(batch)
-    assert signal.hidden.dtype == torch.bfloat16
+    assert signal.dense.hidden.dtype == torch.bfloat16
     for row in range(len(batch.tokens)):
         for segment in batch.segments[row].unique():
             here = batch.segments[row] == segment
             alone = teacher.decoder(batch.tokens[row, here][None]).hidden[0]
-            torch.testing.assert_close(signal.hidden[row, here], alone, rtol=0.05, atol=0.05)
+            torch.testing.assert_close(signal.dense.hidden[row, here], alone, rtol=0.05, atol=0.05)
 
 
 def test_the_weights_are_those_on_disk_in_bf16_and_frozen(
@@ -30,14 +30,14 @@ def test_the_weights_are_those_on_disk_in_bf16_and_frozen(
     assert not any(parameter.requires_grad for parameter in teacher.decoder.parameters())
     assert teacher.generator() is teacher.decoder
     signal = teacher.signal(batch, taps=(0, 1))
-    assert [tap.shape for tap in signal.taps] == [signal.hidden.shape] * 2
-    assert not signal.hidden.requires_grad
+    assert [tap.shape for tap in signal.taps] == [signal.dense.hidden.shape] * 2
+    assert not signal.dense.hidden.requires_grad
 
 
 def test_in_fp32_the_weights_are_those_on_disk(teacher_dir: Path, teacher_decoder: Decoder, batch: Batch) -> None:
     teacher = load("mine", teacher_dir, device="cpu", dtype=torch.float32)
     assert torch.equal(teacher.decoder.head, teacher_decoder.head)
-    assert teacher.signal(batch).hidden.dtype == torch.float32
+    assert teacher.signal(batch).dense.hidden.dtype == torch.float32
 
 
 def test_the_spec_says_what_it_is(teacher_dir: Path, teacher_decoder: Decoder, tokenizer: Tokenizer) -> None:

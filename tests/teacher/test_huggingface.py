@@ -44,7 +44,7 @@ def test_the_signal_gives_the_models_own_logits_for_each_document_alone(checkpoi
     teacher = load_teacher(str(checkpoint))
     teacher.model.float()  # type: ignore[attr-defined]  # the head follows: the specification in fp32
     signal = teacher.signal(batch)
-    logits = teacher_logits(signal.hidden, signal.head, signal.bias, signal.scale, signal.cap)
+    logits = teacher_logits(*signal.dense)
     assert logits.std() > 0.3
     for row in range(len(batch.tokens)):
         for segment in batch.segments[row].unique():
@@ -83,12 +83,12 @@ def test_in_fp32_the_logits_are_exact(llama_dir: Path, batch: Batch) -> None:
 
     teacher = load_teacher(str(llama_dir), dtype=torch.float32)
     signal = teacher.signal(batch)
-    assert {signal.hidden.dtype, signal.head.dtype} == {torch.float32}
+    assert {signal.dense.hidden.dtype, signal.dense.head.dtype} == {torch.float32}
     model = AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.float32)
     here = batch.segments[0] == 0
     with torch.no_grad():
         alone = model(input_ids=batch.tokens[0, here][None]).logits[0]
-    logits = teacher_logits(signal.hidden, signal.head)[0, here]
+    logits = teacher_logits(signal.dense.hidden, signal.dense.head)[0, here]
     torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -156,7 +156,7 @@ def test_four_bit_loads_on_a_cpu_and_says_so(llama_dir: Path, batch: Batch) -> N
     kinds = {type(module).__name__ for module in teacher.model.modules()}
     assert "Linear4bit" in kinds
     signal, exact = teacher.signal(batch), load_teacher(str(llama_dir)).signal(batch)
-    gap = (signal.hidden - exact.hidden).float().norm() / exact.hidden.float().norm()
+    gap = (signal.dense.hidden - exact.dense.hidden).float().norm() / exact.dense.hidden.float().norm()
     assert 0.01 < gap < 0.6  # rounded to four bits: visible, and still the same model
     cache = teacher.generator().new_cache(1, 8)
     assert torch.isfinite(teacher.generator().step(torch.tensor([[1, 2, 3]]), cache)).all()
@@ -232,7 +232,7 @@ def test_known_scales_and_caps_are_carried(tmp_path: Path, save_model: Callable[
     )  # fmt: skip
     torch.manual_seed(0)
     teacher = load_teacher(str(save_model(GraniteForCausalLM(config), tmp_path)))
-    assert teacher.signal(batch).scale == 0.25
+    assert teacher.signal(batch).dense.scale == 0.25
 
 
 def test_a_head_smaller_than_the_tokenizer_is_refused(tmp_path: Path, save_model: Callable[..., Path]) -> None:

@@ -33,14 +33,14 @@ def test_rows_that_come_again_have_the_same_bits_and_cost_nothing(
 ) -> None:
     memory = Memory(teacher, 2**20)
     first = memory.signal(batch)
-    assert torch.equal(first.hidden, teacher.signal(batch).hidden)
+    assert torch.equal(first.dense.hidden, teacher.signal(batch).dense.hidden)
     assert runs == [3, 3]
     order = torch.tensor([2, 0, 1])
     again = memory.signal(batch.take(order))
-    assert torch.equal(again.hidden, first.hidden[order])
-    assert again.head is first.head
+    assert torch.equal(again.hidden, first.dense.hidden[order])
+    assert again.head is first.dense.head
     assert runs == [3, 3]
-    assert torch.equal(memory.signal(batch.take(order[:2])).hidden, first.hidden[order[:2]])
+    assert torch.equal(memory.signal(batch.take(order[:2])).hidden, first.dense.hidden[order[:2]])
 
 
 def test_a_batch_with_a_new_row_is_run_whole(teacher: DecoderTeacher, batch: Batch, runs: list[int]) -> None:
@@ -53,19 +53,19 @@ def test_a_batch_with_a_new_row_is_run_whole(teacher: DecoderTeacher, batch: Bat
 
 
 def test_memory_ends_where_its_bytes_end(teacher: DecoderTeacher, batch: Batch, runs: list[int]) -> None:
-    row = teacher.signal(batch).hidden[0].nbytes
+    row = teacher.signal(batch).dense.hidden[0].nbytes
     memory = Memory(teacher, 2 * row)
-    expected = memory.signal(batch).hidden
+    expected = memory.signal(batch).dense.hidden
     runs.clear()
     assert torch.equal(memory.signal(batch.take(torch.tensor([1, 0]))).hidden, expected[[1, 0]])
     assert runs == []
-    assert torch.equal(memory.signal(batch).hidden, expected)
+    assert torch.equal(memory.signal(batch).dense.hidden, expected)
     assert runs == [3]
 
 
 def test_bytes_needed_are_those_that_are_taken(teacher: DecoderTeacher, batch: Batch, runs: list[int]) -> None:
     needed = bytes_needed(teacher.spec.d_model, 3, 16)
-    assert needed == teacher.signal(batch).hidden.nbytes == bytes_needed(64, 3, 16, torch.float32) // 2
+    assert needed == teacher.signal(batch).dense.hidden.nbytes == bytes_needed(64, 3, 16, torch.float32) // 2
     memory = Memory(teacher, needed)
     memory.signal(batch)
     runs.clear()
@@ -86,7 +86,7 @@ def test_taps_are_those_of_the_batch_and_never_remembered(teacher: DecoderTeache
 
 def test_nothing_of_a_signal_is_kept_but_its_rows(teacher: DecoderTeacher, batch: Batch) -> None:
     memory = Memory(teacher, 0)  # which has no room for a row
-    states = weakref.ref(memory.signal(batch).hidden.untyped_storage())
+    states = weakref.ref(memory.signal(batch).dense.hidden.untyped_storage())
     gc.collect()
     assert states() is None
 
@@ -100,7 +100,7 @@ def test_it_is_the_teacher_in_everything_else(teacher: DecoderTeacher) -> None:
 
 def test_what_a_caller_does_to_the_answer_is_not_remembered(teacher: DecoderTeacher, batch: Batch) -> None:
     memory = Memory(teacher, 2**20)
-    expected = memory.signal(batch).hidden.clone()
+    expected = memory.signal(batch).dense.hidden.clone()
     for _ in range(2):
-        memory.signal(batch).hidden.zero_()
-    assert torch.equal(memory.signal(batch).hidden, expected)
+        memory.signal(batch).dense.hidden.zero_()
+    assert torch.equal(memory.signal(batch).dense.hidden, expected)

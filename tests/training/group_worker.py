@@ -82,10 +82,10 @@ def sharded(processes: Processes, name: str, dtype: torch.dtype) -> dict[str, An
     model = getattr(teacher, "model", None) or teacher.decoder
     parameters = [*model.parameters()]
     return {
-        "hidden": signal.hidden.float().tolist(),
-        "hidden again": signal.hidden.equal(teacher.signal(batch).hidden),
-        "logits": (signal.hidden @ signal.head.T).float().sum().item(),
-        "head is whole": not isinstance(signal.head, DTensor),
+        "hidden": signal.dense.hidden.float().tolist(),
+        "hidden again": signal.dense.hidden.equal(teacher.signal(batch).dense.hidden),
+        "logits": (signal.dense.hidden @ signal.dense.head.T).float().sum().item(),
+        "head is whole": not isinstance(signal.dense.head, DTensor),
         "on meta": sum(parameter.is_meta for parameter in parameters),
         "here": sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters),
         "weights": teacher.spec.weights,

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from tutelage.data.packing import pack
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.losses.config import LossConfig
 from tutelage.losses.objective import Objective
 from tutelage.losses.term import Progress
 from tutelage.student.decoder import Decoder
-from tutelage.teacher.signal import FullSignal
+from tutelage.teacher.signal import Signal
 from tutelage.training.distiller import Distiller
 
 
@@ -18,7 +19,7 @@ def test_a_student_equal_to_its_teacher_has_no_divergence(teacher_decoder: Decod
     hidden = teacher_decoder(batch.tokens, positions=batch.positions, segments=batch.segments).hidden
     distiller = Distiller(teacher_decoder, Objective(LossConfig(), 600))
     counts = distiller.objective.counts(batch)
-    loss, logs = distiller(batch, FullSignal(hidden, teacher_decoder.head), counts, Progress(0, 1))
+    loss, logs = distiller(batch, Signal(DenseTeacher(hidden, teacher_decoder.head)), counts, Progress(0, 1))
     assert float(logs["kl"]) == pytest.approx(0, abs=1e-5)
     logits = (hidden @ teacher_decoder.head.T)[..., :600][batch.targets >= 0]
     ce = torch.nn.functional.cross_entropy(logits, batch.targets[batch.targets >= 0])

@@ -9,9 +9,10 @@ from tutelage.data.batch import IGNORE, Batch
 from tutelage.data.corpus import Corpus, unigram_counts
 from tutelage.data.packing import pack
 from tutelage.evaluation.closeness import closeness
+from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
-from tutelage.teacher.signal import FullSignal
+from tutelage.teacher.signal import Signal
 from tutelage.training.fidelity import decoder_scorer, fidelity, perplexity_loss, unigram_loss
 
 V = 11
@@ -27,7 +28,7 @@ def scorer(seed, padding=0):
     generator = torch.Generator().manual_seed(seed)
     head = torch.randn(V + padding, 4, generator=generator)
     hidden = torch.randn(2, 5, 4, generator=generator)
-    return lambda batch: FullSignal(hidden, head), torch.log_softmax((hidden @ head[:V].T).double(), -1)
+    return lambda batch: Signal(DenseTeacher(hidden, head)), torch.log_softmax((hidden @ head[:V].T).double(), -1)
 
 
 class OnHost(torch.Tensor):
@@ -59,7 +60,7 @@ def test_no_fp64_off_the_host(without_fp64, letters):
     head, hidden = torch.randn(257, 4, generator=generator), torch.randn(2, 20, 4, generator=generator)
     tokens = torch.arange(40).view(2, 20)
     rows = Batch(tokens, tokens + 1, tokens * 0, torch.arange(20).expand(2, -1), torch.zeros(2, dtype=torch.long))
-    model = lambda batch: FullSignal(hidden, head)  # noqa: E731
+    model = lambda batch: Signal(DenseTeacher(hidden, head))  # noqa: E731
     found = fidelity(model, model, [rows], 257)
     assert found.kl == 0
     assert perplexity_loss(model, [rows], 257) == pytest.approx(found.loss, rel=1e-5)
@@ -74,7 +75,7 @@ def test_a_model_that_diverged_is_measured_all_the_same(scale, letters):
     head, hidden = torch.randn(257, 4, generator=generator), torch.randn(2, 20, 4, generator=generator)
     tokens = torch.arange(40).view(2, 20)
     rows = Batch(tokens, tokens + 1, tokens * 0, torch.arange(20).expand(2, -1), torch.zeros(2, dtype=torch.long))
-    student, teacher = (lambda batch, s=s: FullSignal(s * hidden, head) for s in (scale, 1.0))
+    student, teacher = (lambda batch, s=s: Signal(DenseTeacher(s * hidden, head)) for s in (scale, 1.0))
     found = fidelity(student, teacher, [rows], 257)
     assert found.perplexity == math.inf or math.isnan(found.perplexity)
     assert not perplexity_loss(student, [rows], 257) < 700

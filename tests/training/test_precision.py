@@ -114,7 +114,7 @@ def dtypes(parts: Any) -> tuple[torch.dtype, torch.dtype, set[torch.dtype]]:
 
         parts.distiller(batch, signal, counts, Progress(0, 1))
     hook.remove()
-    return signal.hidden.dtype, seen["student"], heads
+    return signal.dense.hidden.dtype, seen["student"], heads
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,11 @@ def test_a_teacher_loaded_once_is_held_by_both_and_says_the_same(
     documents = [random.integers(1, 600, size).tolist() for size in (5, 3, 20, 1, 9, 4)]
     signal = alone.signal(pack(documents, 0, 16).batch(np.arange(3)))
     model = getattr(alone, "model", None) or alone.decoder
-    total, head = sum(p.numel() for p in model.parameters()), signal.head.numel()
+    total, head = sum(p.numel() for p in model.parameters()), signal.dense.head.numel()
     for seen in (one[name] for one in found):
-        torch.testing.assert_close(torch.tensor(seen["hidden"]), signal.hidden, rtol=1e-5, atol=1e-5)
-        assert seen["logits"] == pytest.approx((signal.hidden @ signal.head.T).sum().item(), rel=1e-3, abs=1e-2)
+        torch.testing.assert_close(torch.tensor(seen["hidden"]), signal.dense.hidden, rtol=1e-5, atol=1e-5)
+        logits = signal.dense.hidden @ signal.dense.head.T
+        assert seen["logits"] == pytest.approx(logits.sum().item(), rel=1e-3, abs=1e-2)
         assert seen["hidden again"]
         assert seen["head is whole"]
         assert seen["on meta"] == 0

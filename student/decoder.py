@@ -54,6 +54,11 @@ class Decoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     @property
+    def context(self) -> int:
+        """See `CausalLM.context`."""
+        return self.config.max_seq_len
+
+    @property
     def head(self) -> Tensor:
         """The output matrix `(≥V, D)`; rows from `config.vocab_size` on are padding."""
         return (self.embed_tokens if self.lm_head is None else self.lm_head).weight

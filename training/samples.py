@@ -49,7 +49,7 @@ def read_prompts(path: str | None) -> tuple[str, ...]:
 
 
 def complete(
-    model: CausalLM,
+    model: CausalLM | None,
     tokenizer: Tokenizer,
     processes: Processes,
     prompts: Sequence[str],
@@ -57,8 +57,10 @@ def complete(
 ) -> list[str]:
     """Greedy continuations, as raw text, cut short once `stop` says so; every process must ask.
 
-    Instead of one for a prompt beyond the model's context, a line that says so.
+    Instead of one for a prompt beyond the model's context, or of a teacher that does not generate, a line that says so.
     """
+    if model is None:
+        return ["(this teacher does not generate)"] * len(prompts)
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     fits = [model.context is None or len(tokens) <= model.context for tokens in ids]
     done = generate(

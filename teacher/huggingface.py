@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, E teacher width, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,8 +74,9 @@ class HuggingFaceTeacher:
             fully_shard(layer)
         receive(self.model)  # the rest of it
         fully_shard(self.text.module, ignored_params={*self.model.get_output_embeddings().parameters()})
+        self.text = TextModel(self.model, self.spec.vocab_size)
         self.text.sharded = True
-        self._prove()  # in all processes, so that they agree
+        self._prove()  # in all processes, which must agree, whatever the first one knows
 
     def generator(self) -> CausalLM:
         """The same weights in our decoder, whose cache keeps rows apart; else the model itself, row by row."""
@@ -113,14 +115,19 @@ def load(
     if not Path(source).is_dir():
         check_reachable(source)
     with load_errors(name, source, device, dtype):
+        from transformers import AutoConfig
+
         folder, commit = _small_files(source, revision)
         # TODO once teacher/preflight.py is there: preflight(name, folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config.return_dict = True
+        config._attn_implementation = None  # what the architecture has here, not what its makers had installed
         tokenizer = Tokenizer.from_directory(folder)
         tokenizer.check_spelling(name)
         if device == "meta":
-            model = _skeleton(name, source, commit, dtype)
+            model = _skeleton(name, config, dtype)
         else:
-            model = _pretrained(name, source, commit, device, dtype, quantisation)
+            model = _pretrained(name, source, commit, config, device, dtype, quantisation)
         return teach(
             name, model, tokenizer, Path(source).name if Path(source).is_dir() else source,
             revision=commit, quantisation=quantisation, prompt_style=prompt_style,
@@ -179,12 +186,15 @@ def _auto_class(config: Any) -> Any:
 
 
 def _pretrained(
-    name: str, source: str, revision: str | None, device: str, dtype: torch.dtype, quantisation: str | None
+    name: str,
+    source: str,
+    revision: str | None,
+    config: Any,
+    device: str,
+    dtype: torch.dtype,
+    quantisation: str | None,
 ) -> Any:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "revision": revision}
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": False, "revision": revision}
     if torch.device(device).type != "cpu":
         options["device_map"] = {"": device}  # this process's own, of however many there are
     if quantisation is not None:
@@ -195,13 +205,10 @@ def _pretrained(
     return model
 
 
-def _skeleton(name: str, source: str, revision: str | None, dtype: torch.dtype) -> Any:
+def _skeleton(name: str, config: Any, dtype: torch.dtype) -> Any:
     """The model on the meta device: `shard` brings the weights of the process that has them."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     if getattr(config, "quantization_config", None):
-        raise UserError(f"teacher {name}: {source} is quantised, which cannot be cut up: leave out --fsdp")
+        raise UserError(f"teacher {name} is quantised, which cannot be cut up: leave out --fsdp")
     with torch.device("meta"):
         return _auto_class(config).from_config(config, dtype=dtype)
 
@@ -216,6 +223,7 @@ def _quantised(quantisation: str, dtype: torch.dtype) -> Any:
             f"{quantisation} teachers need bitsandbytes ({one_line(error)}): pip install -e '.[quant]'"
         ) from error
     if quantisation == "int8":
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns at every matmul
         return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
@@ -228,8 +236,9 @@ def _quantised(quantisation: str, dtype: torch.dtype) -> Any:
 def _decoder(model: Any, vocab_size: int) -> Decoder | None:
     """Its weights in our arithmetic, if that can carry them, with the scores that the tokenizer knows."""
     decoder = from_huggingface(model, model.config.to_dict())
-    if decoder is not None:
-        decoder.config = replace(decoder.config, vocab_size=vocab_size)
+    if decoder is None or decoder.head is not model.get_output_embeddings().weight:
+        return None
+    decoder.config = replace(decoder.config, vocab_size=vocab_size)
     return decoder
 
 

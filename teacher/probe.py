@@ -16,6 +16,7 @@ from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.student.decoder import Decoder
 from tutelage.teacher import text_config
+from tutelage.teacher.load_errors import out_of_memory
 from tutelage.teacher.rowwise import RowwiseLM
 from tutelage.teacher.text_model import TextModel
 
@@ -68,7 +69,7 @@ class Probe:
             self.text.packs_up_to = 0
         if fault:
             log.warning("teacher %s runs document by document, which takes longer: %s", self.name, fault)
-        if self.text.packs_up_to is not None and not self.text.sharded:
+        if self.text.packs_up_to == 0 or (self.text.packs_up_to and not self.text.sharded):
             self._check_one_by_one()
             self._check_causal()
 
@@ -94,7 +95,9 @@ class Probe:
             model.step(padded, cache, torch.tensor(sizes, device=padded.device))
             last = model.step(torch.stack([text[-1:] for text in texts]), cache)[:, 0]
             off = gap(last, torch.stack([self._logits(text)[-1] for text in texts]))
-        except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:  # each kind in its own way
+        except Exception as error:  # each kind without such a cache says so in its own way
+            if out_of_memory(error):
+                raise
             log.debug("teacher %s takes no cache: %r", self.name, error)
         if off < self._same:
             return True
@@ -140,9 +143,9 @@ class Probe:
             fault = self._fault(a, b) or self._fault(b, a)
             long = self._beyond_window()
             return fault or (self._fault(a, self.document(2, long)) if long else "")
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # there is another way, whatever it is
+            if out_of_memory(error):
+                raise
             return f"side by side they raise {type(error).__name__}"
 
     def _fault(self, first: Tensor, second: Tensor) -> str:

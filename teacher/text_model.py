@@ -74,9 +74,16 @@ class TextModel:
         return self.run(batch.tokens, taps, position_ids=batch.positions)
 
     def by_document(self, batch: Batch, taps: Sequence[int] = ()) -> States:
-        """Each document by itself, those of equal length in one call."""
+        """Each document by itself, those of equal length in one call.
+
+        Raises UserError where the module is cut up over processes, which would gather weights at other times each.
+        """
         if self.sharded:
-            raise UserError("a teacher that runs document by document cannot be cut up: leave out --fsdp")
+            way = f" or pass --packing.seq_len {self.packs_up_to} or less" if self.packs_up_to else ""
+            raise UserError(
+                f"rows of {batch.tokens.shape[1]} tokens are run document by document, which no teacher that is cut up"
+                f" can: leave out --fsdp{way}"
+            )
         places = defaultdict(list)
         for row, start, length in _documents(batch.segments):
             places[length].append((row, start))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tutelage.data.corpus import Corpus, build_corpus, unigram_counts
 from tutelage.data.loader import Loader
+from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.errors import UserError
 from tutelage.files import cache_directory
 from tutelage.kernels.dispatch import use
@@ -20,7 +21,7 @@ from tutelage.student.decoder import Decoder
 from tutelage.student.weights import initialise
 from tutelage.teacher.memory import Memory, bytes_needed
 from tutelage.teacher.registry import TeacherEntry, entry, load_teacher
-from tutelage.teacher.signal import Teacher
+from tutelage.teacher.signal import Teacher, decoder_of, tokenizer_of
 from tutelage.training.allocator import keep_memory
 from tutelage.training.config import RunConfig
 from tutelage.training.distiller import Distiller
@@ -42,6 +43,7 @@ class Parts:
 
     processes: Processes
     teacher: Teacher
+    tokenizer: Tokenizer
     corpus: Corpus
     loader: Loader
     distiller: Distiller
@@ -89,17 +91,17 @@ def build(
     torch.manual_seed(config.seed)
     known = _entry(config, teacher)
     precision = _precision(config, known, processes, recorded)
-    teacher, corpus = processes.raise_together(lambda: _load(config, known, teacher, processes, precision))
+    teacher, tokenizer, corpus = processes.raise_together(lambda: _load(config, known, teacher, processes, precision))
     if processes.device.type == "cpu":
         keep_memory()  # after loading, whose peak need not stay this process's
     if len({*processes.all_gather(corpus.fingerprint)}) > 1:
         raise UserError(f"--data {config.data or known.data} is not the same text in every process: make it so")
     loader = Loader(corpus, config.batch_size, config.seed, config.max_rows)
-    shape = resolve(config.student, teacher.tokenizer.vocab_size, known.preset)
+    shape = resolve(config.student, tokenizer.vocab_size, known.preset)
     _check_length(config, shape)
     student = Decoder(shape)
     student.gradient_checkpointing = config.gradient_checkpointing
-    source = teacher.decoder
+    source = decoder_of(teacher)
     # with --fsdp the first process alone has weights to copy, and all get its student
     copies = processes.first or not config.fsdp
     processes.raise_together(lambda: initialise(student, source, config.student.init) if copies else None)
@@ -117,6 +119,7 @@ def build(
     parts = Parts(
         processes=processes,
         teacher=teacher,
+        tokenizer=tokenizer,
         corpus=corpus,
         loader=loader,
         distiller=distiller,
@@ -125,7 +128,7 @@ def build(
         steps=_steps(config, loader),
         impl=impl,
         precision=precision,
-        origin=identity(config, teacher.spec, shape, teacher.tokenizer, corpus, precision, recorded),
+        origin=identity(config, teacher.spec, shape, tokenizer, corpus, precision, recorded),
     )
     parts.teacher = _remembering(parts, config)
     return parts
@@ -166,13 +169,27 @@ def choose_precision(config: RunConfig, known: TeacherEntry, processes: Processe
 
 def _load(
     config: RunConfig, known: TeacherEntry, teacher: Teacher | None, processes: Processes, precision: Precision
-) -> tuple[Teacher, Corpus]:
-    """Teacher and text."""
+) -> tuple[Teacher, Tokenizer, Corpus]:
+    """Teacher, vocabulary and text."""
     device = teacher_device(processes, known.quantisation) if config.fsdp else str(processes.device)
     with processes.local_first():
         teacher = teacher or load_teacher(config.teacher, device, dtype=DTYPES[precision.teacher])
         sources = config.data or known.data
-        return teacher, build_corpus(sources, teacher.tokenizer, config.packing, cache_directory() / "data")
+        tokenizer = _tokenizer(config, teacher)
+        return teacher, tokenizer, build_corpus(sources, tokenizer, config.packing, cache_directory() / "data")
+
+
+def _tokenizer(config: RunConfig, teacher: Teacher) -> Tokenizer:
+    """The one that is named, which must say what the teacher's says, or the teacher's."""
+    own, name = tokenizer_of(teacher), teacher.spec.name
+    if config.tokenizer is None:
+        if own is None:
+            raise UserError(f"teacher {name} brings no tokenizer: pass --tokenizer DIRECTORY")
+        return own
+    named = Tokenizer.from_directory(config.tokenizer).within(teacher.spec.vocab_size, name)
+    if own is not None:
+        check_fingerprint(own.fingerprint, named.fingerprint, f"--tokenizer {config.tokenizer}")
+    return named
 
 
 def _steps(config: RunConfig, loader: Loader) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from tutelage.errors import UserError
 from tutelage.files import cache_directory
-from tutelage.store import fault, publish, sha256
+from tutelage.store import fault, publish
 from tutelage.student.weights import from_huggingface, save_student
 from tutelage.teacher.gguf_file import GgufFile, read
 from tutelage.teacher.gguf_tokenizer import tokenizer_of
@@ -37,24 +38,28 @@ ROPE_FREQUENCIES = "rope_freqs.weight"
 """By what Llama 3.1's longer context divides the rotary frequencies; transformers has the rule instead."""
 
 
-def directory(source: Path, name: str, chat_template: str | None = None) -> Path:
+def directory(name: str, digest: str, source: Callable[[Path], Path], chat_template: str | None = None) -> Path:
     """The unpacked model in bf16: a student directory where our decoder can carry it, else one of transformers.
 
-    Made once for each file, `chat_template` (instead of its own) and `FORMAT`, and hash-checked ever after. Raises
+    Made once for each `digest` (SHA-256 of the file), `chat_template` (instead of its own) and `FORMAT`, and
+    hash-checked ever after. `source` gives the file, which it may write into the folder that it is given. Raises
     UserError where the file is broken, of a kind that is not known, or the cache cannot be written.
     """
-    key = hashlib.sha256(f"{sha256(source)} {FORMAT} {chat_template}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{digest} {FORMAT} {chat_template}".encode()).hexdigest()[:16]
     target = cache_directory() / f"{name}-{key}"
     reason = fault(target) if os.path.exists(target) else "not there yet"
     if reason is not None:
-        log.info("dequantising %s into %s (%s)", source.name, target, reason)
+        log.info("dequantising %s into %s (%s)", name, target, reason)
         try:
             with publish(target) as aside:
-                unpack(source, aside, chat_template)
+                file = source(aside)
+                unpack(file, aside, chat_template)
+                if file.parent == aside:
+                    file.unlink()
         except OSError as error:
             if error.errno is None:  # of transformers, not of the disk
                 raise
-            way = f"set TUTELAGE_CACHE to a directory with {_room(source) / 1e6:,.0f} MB of room"
+            way = "set TUTELAGE_CACHE to a directory with room for two bytes a weight"
             raise UserError(f"{target.parent} cannot be written ({error.strerror}): {way}") from error
     return target
 
@@ -151,8 +156,3 @@ def _llama3(file: GgufFile) -> dict[str, Any]:
         raise UserError(f"{file.path}: its rotary frequencies ({ROPE_FREQUENCIES}) follow no rule that is known here")
     rule = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     return {"rope_type": "llama3", "factor": factor, **rule}
-
-
-def _room(source: Path) -> int:
-    """Bytes that a file takes when it is unpacked to bf16."""
-    return 2 * sum(math.prod(shape) for shape in read(source).shapes.values())

@@ -29,9 +29,7 @@ _CAMEL = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_U
 _SIGNS_OR_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 LLAMA3 = rf"{_SUFFIX}|{_WORD}|{TRIPLE}|{_SIGNS}|{_LINES}"
 QWEN2 = rf"{_SUFFIX}|{_WORD}|{DIGIT}|{_SIGNS}|{_LINES}"
-QWEN35 = (
-    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|{DIGIT}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_LINES}"
-)
+QWEN35 = rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|{DIGIT}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_LINES}"
 SEED_CODER = rf"{_SUFFIX}|{_WORD}|{DIGIT}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_LINES}"
 TEKKEN = rf"{_CAMEL % ('', '')}|{DIGIT}|{_SIGNS_OR_SLASH}|{_LINES}"
 GPT4O = rf"{_CAMEL % (f'{_SUFFIX}?', f'{_SUFFIX}?')}|{TRIPLE}|{_SIGNS_OR_SLASH}|{_LINES}"

@@ -76,9 +76,10 @@ def _parts(name: str) -> list[Path]:
 
 def _whole(name: str, folder: Path) -> Path:
     """The weights in one file: the installed one, or one in `folder` that is put together from its parts."""
-    parts, expected = _parts(name), PACKAGES[name].sha256
+    expected = PACKAGES[name].sha256
     if expected is None:
-        return parts[0]
+        return gguf_file(name)
+    parts = _parts(name)
     whole = folder / f"{name}.gguf"
     with whole.open("wb") as into:
         for part in parts:

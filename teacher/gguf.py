@@ -113,6 +113,7 @@ def _carry(file: GgufFile, config: Any) -> None:
         value = file.of_model(ours)
         if value is not None and hasattr(config, theirs):
             setattr(config, theirs, value)
+    config.vocab_size = file.shapes["token_embd.weight"][0]  # some pad it beyond the tokens
     if "gemma" in file.architecture and config.head_dim != 256:  # as its makers have it for the 27B models alone
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
     rope = _rope(file)

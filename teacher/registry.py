@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError, unknown
 from tutelage.runs import STUDENT, checkpoint, named
-from tutelage.teacher.entry import CODE, TeacherEntry, of_folder, of_gguf
+from tutelage.teacher.entry import CODE, GGUF, TeacherEntry, of_folder, of_gguf
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,6 @@ __all__ = ["CODE", "EMBEDDED", "GEMMA", "OBJECT", "TEACHERS", "TeacherEntry", "d
 EMBEDDED, GEMMA = "smollm2-135m", "gemma3-270m"
 OBJECT = "object:"
 """Stands before the name of a teacher that was an object in Python and has no name here."""
-GGUF = ".gguf"
 
 TEACHERS: dict[str, TeacherEntry] = {
     EMBEDDED: TeacherEntry(
@@ -168,7 +167,7 @@ def _find(name: str) -> TeacherEntry:
     if Path(name).is_file():
         if Path(name).suffix == GGUF:
             return of_gguf(Path(name))
-        raise UserError(f"teacher {name} is a file: pass the directory it is in, or a {GGUF} file")
+        raise UserError(f"{name} is a file: pass the directory it is in, or a {GGUF} file")
     if named(name)[0].is_dir():
         newest = checkpoint(name)  # of a run of ours
         return of_folder(name, newest / STUDENT if newest else Path(name))

@@ -12,9 +12,11 @@ import torch
 
 from tutelage import distill, evaluate
 from tutelage.errors import UserError
+from tutelage.evaluation.run import main as measure
 from tutelage.teacher import preflight as checks
 from tutelage.teacher.preflight import METHODS, model_config, preflight
 from tutelage.teacher.registry import load_teacher
+from tutelage.train import main as train
 
 
 def edited(folder: Path, target: Path, **more: Any) -> Path:
@@ -143,3 +145,16 @@ def test_folders_without_weights_or_tokenizer_are_one_line(
     (folder / "tokenizer_config.json").unlink()
     assert str(folder) in line(lambda: distill(make_config(teacher=str(folder))))
     assert str(folder) in line(lambda: evaluate(model=str(folder), latency=True, output_dir=str(tmp_path / "e")))
+
+
+def test_the_command_lines_say_it_in_one_line_and_end_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(adapter(tmp_path / "m9"))
+    monkeypatch.chdir(tmp_path)
+    assert train(["--teacher", folder, "--steps", "1", "--data", "stdlib"]) == 2
+    assert measure(["--model", folder, "--latency"]) == 2
+    told = capsys.readouterr()
+    assert [line.count("LoRA adapter") for line in told.err.splitlines()] == [1, 1]
+    assert told.out == ""
+    assert {file.name for file in tmp_path.iterdir()} == {"m9"}

@@ -1,11 +1,13 @@
 """What a run is made of, and what cannot be."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tutelage import distill
 from tutelage.data.config import PackingConfig
 from tutelage.errors import UserError
 from tutelage.losses.config import LossConfig
@@ -88,6 +90,16 @@ def test_a_teacher_remembers_where_rows_come_again(make_config: Make, fields: di
 def test_what_cannot_work_is_refused(make_config: Make, fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(make_config(**fields), None)
+
+
+def test_rows_beyond_the_teachers_context_are_refused(make_config: Make, teacher_dir: Path) -> None:
+    config = make_config(packing=PackingConfig(seq_len=300, heldout=0.2))
+    said = f"^--packing.seq_len 300 is more than the context of teacher {teacher_dir}, which is 256: lower it"
+    with pytest.raises(UserError, match=said):
+        build(config, None)
+    with pytest.raises(UserError, match=said):
+        distill(config)
+    assert not Path(config.output_dir or "").exists()
 
 
 def test_steps_and_epochs_together_are_refused(make_config: Make) -> None:

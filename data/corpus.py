@@ -55,16 +55,22 @@ def build_corpus(sources: str, tokenizer: Tokenizer, config: PackingConfig, cach
     `cache_dir` by content, so an unchanged source is only read again. Raises UserError for bad sources, and
     if no document is left to train on or to hold out.
     """
+    if config.seq_len <= len(tokenizer.prefix_ids):
+        raise UserError(
+            f"--packing.seq_len {config.seq_len} has no room beside the {len(tokenizer.prefix_ids)} tokens that begin"
+            " every row in this vocabulary: raise it"
+        )
     parsed = parse_sources(sources)
     seen: set[int] = set()
     contents = [list(unique(read(source.name, config), seen)) for source in parsed]
     _check_split([document for documents in contents for document in documents], config.heldout)
-    train, heldout = [], []
+    train: list[PackedTokens] = []
+    heldout: list[PackedTokens] = []
     for source, documents in zip(parsed, contents, strict=True):
         key = _cache_key(source.name, documents, tokenizer, config.heldout)
         arrays = cached(cache_dir, key, partial(_tokenise, documents, tokenizer, config))
-        train.append(PackedTokens(arrays["train"], arrays["train_starts"], config.seq_len))
-        heldout.append(PackedTokens(arrays["heldout"], arrays["heldout_starts"], config.seq_len))
+        for side, name in ((train, "train"), (heldout, "heldout")):
+            side.append(PackedTokens(arrays[name], arrays[f"{name}_starts"], config.seq_len, tokenizer.prefix_ids))
         logger.info("%s: %d documents, %d training tokens", source.name, len(documents), len(train[-1].stream))
     weights = tuple(source.weight for source in parsed)
     together = join(heldout, config.seq_len)
@@ -72,9 +78,11 @@ def build_corpus(sources: str, tokenizer: Tokenizer, config: PackingConfig, cach
 
 
 def unigram_counts(corpus: Corpus, vocab_size: int) -> Tensor:
-    """How often the training text has each token, and once more, `(V,)` fp64."""
+    """How often each token is to be predicted in the training text, and once more, `(V,)` fp64."""
     counts = torch.ones(vocab_size, dtype=torch.float64)
     for packed in corpus.train:
+        prefix = torch.tensor(packed.prefix, dtype=torch.long)  # which is never predicted
+        counts -= torch.bincount(prefix, minlength=vocab_size) * len(packed.starts)
         for start in range(0, len(packed.stream), COUNTED):
             part = torch.from_numpy(packed.stream[start : start + COUNTED].astype("int64"))
             counts += torch.bincount(part, minlength=vocab_size)
@@ -86,7 +94,7 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, config: Packi
     arrays: dict[str, NDArray[Any]] = {}
     for name, kept_out in (("train", False), ("heldout", True)):
         side = [document for document in documents if is_heldout(document, config.heldout) == kept_out]
-        packed = pack(_token_lists(side, tokenizer), tokenizer.eos_id, config.seq_len)
+        packed = pack(_token_lists(side, tokenizer), tokenizer.document_end, config.seq_len, tokenizer.prefix_ids)
         arrays |= {name: packed.stream, f"{name}_starts": packed.starts}
     return arrays
 
@@ -111,8 +119,8 @@ def _check_split(documents: Sequence[Document], fraction: float) -> None:
 
 
 def _cache_key(name: str, documents: Sequence[Document], tokenizer: Tokenizer, fraction: float) -> str:
-    """Names what the arrays depend on: the texts in order, the vocabulary, the split. Not the row length."""
-    content = blake2b(f"{name} {tokenizer.fingerprint} {fraction!r}".encode(), digest_size=16)
+    """Names what the arrays depend on: the texts in order, how they become tokens, the split. Not the row length."""
+    content = blake2b(f"{name} {tokenizer.segmentation} {fraction!r}".encode(), digest_size=16)
     for document in documents:
         content.update(document.key.to_bytes(8, "big"))
     return content.hexdigest()

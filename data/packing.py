@@ -19,10 +19,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """All documents as one stream, each followed by the end-of-text token; row r is stream[r·T : (r+1)·T]."""
+    """All documents as one stream: of each the prefix of P tokens, its text, the end-of-text token.
+
+    Row r is the prefix and then stream[r·(T − P) : (r+1)·(T − P)], from which a prefix at its beginning is left out.
+    """
 
     stream: NDArray[np.int32]
-    """(N,) token ids; the last of every document is the end-of-text token."""
+    """(N,) token ids; the first of every document are the prefix, the last is the end-of-text token."""
 
     starts: IntArray
     """(D,) index of each document's first token, strictly ascending from 0."""
@@ -30,31 +33,38 @@ class PackedTokens:
     seq_len: int
     """T: tokens per row."""
 
+    prefix: tuple[int, ...] = ()
+    """What stands before every piece of a document; never a target."""
+
     def __len__(self) -> int:
-        return -(-len(self.stream) // self.seq_len)
+        return -(-len(self.stream) // self.step)
 
     @property
-    def waste(self) -> float:
-        """Share of positions without a target: one per document, and the padding of the last row."""
-        positions = len(self) * self.seq_len
-        return 1 - (len(self.stream) - len(self.starts)) / positions if positions else 0.0
+    def step(self) -> int:
+        """T − P: how far the stream goes on from row to row."""
+        return self.seq_len - len(self.prefix)
 
     def batch(self, rows: IntArray) -> Batch:
         """The rows with indices `rows (B,)`.
 
-        A document that goes on in the next row is a new segment there, with positions from 0: no context is
-        carried over, but the last position of the row still has its target. The padding of the last row is
-        end-of-text tokens in a segment of their own, without targets.
+        A document that goes on in the next row is a new segment there, with the prefix and positions from 0: no
+        context is carried over, but the last position of the row still has its target. The padding of the last row
+        is end-of-text tokens in a segment of their own, without targets.
         """
         assert ((rows >= 0) & (rows < len(self))).all(), "row index out of range"
-        size = len(self.stream)
-        at = rows[:, None] * self.seq_len + np.arange(self.seq_len)  # (B, T) places in the stream
+        size, P = len(self.stream), len(self.prefix)
         bounds = np.append(self.starts, [size, np.iinfo(np.int64).max])  # padding is "document" D
-        document = np.searchsorted(bounds, at, side="right") - 1  # (B, T)
+        first = rows * self.step  # (B,) the place of the first token after the prefix
+        begun = bounds[np.searchsorted(bounds, first, side="right") - 1]
+        first = np.maximum(first, begun + P)
+        at = first[:, None] - P + np.arange(self.seq_len)  # (B, T) places in the stream; the prefix stands in for P
+        document = np.searchsorted(bounds, np.maximum(at, first[:, None]), side="right") - 1  # (B, T)
         # Indices past the end read the stream's last token, which is end-of-text: just what padding needs.
         tokens = self.stream[np.minimum(at, size - 1)].astype(np.int64)
         following = self.stream[np.minimum(at + 1, size - 1)].astype(np.int64)
+        tokens[:, :P] = self.prefix
         continues = (at + 1 < bounds[document + 1]) & (at < size)
+        continues &= at + 1 >= np.maximum(bounds[document] + P, first[:, None])  # the prefix is no target
         segments = document - document[:, :1]
         return Batch(
             tokens=torch.from_numpy(tokens),
@@ -65,13 +75,15 @@ class PackedTokens:
         )
 
 
-def pack(token_lists: Iterable[Sequence[int]], eos_id: int, seq_len: int) -> PackedTokens:
-    """Lays documents end to end, in order, each followed by `eos_id`."""
+def pack(
+    token_lists: Iterable[Sequence[int]], document_end: int, seq_len: int, prefix: tuple[int, ...] = ()
+) -> PackedTokens:
+    """Lays documents end to end, in order, each between `prefix` and `document_end`."""
     # Arrays at once: a Python list of token ids takes eight times the memory.
-    documents = [np.array([*tokens, eos_id], dtype=np.int32) for tokens in token_lists]
+    documents = [np.array([*prefix, *tokens, document_end], dtype=np.int32) for tokens in token_lists]
     ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
     stream = np.concatenate(documents) if documents else np.empty(0, np.int32)
-    return PackedTokens(stream, np.append(np.zeros(1, np.int64), ends)[:-1], seq_len)
+    return PackedTokens(stream, np.append(np.zeros(1, np.int64), ends)[:-1], seq_len, prefix)
 
 
 def join(parts: Sequence[PackedTokens], seq_len: int) -> PackedTokens:
@@ -83,6 +95,7 @@ def join(parts: Sequence[PackedTokens], seq_len: int) -> PackedTokens:
         np.concatenate([empty[0], *(part.stream for part in parts)]),
         np.concatenate([empty[1], *starts]),
         seq_len,
+        parts[0].prefix if parts else (),
     )
 
 

@@ -29,7 +29,7 @@ def complete(
             candidate.generator,
             [ids[key] for key in batch],
             max_new_tokens=config.max_new_tokens,
-            eos_id=tokenizer.eos_id,
+            end_ids=tokenizer.end_ids,
             temperature=config.temperature,
             seed=config.seed + start,
             stop=stop_at(tokenizer.decode, stops),

@@ -94,7 +94,7 @@ def measure_perplexity(candidate: Candidate, bench: Bench, into: Measured) -> No
     batches = bench.heldout(tokenizer)
     loss = perplexity_loss(candidate.scorer, batches, tokenizer.vocab_size)
     targets = [token for batch in batches for token in batch.targets[batch.targets != IGNORE].tolist()]
-    n_bytes = sum(len(tokenizer.token_bytes(token)) for token in targets if token != tokenizer.eos_id)
+    n_bytes = sum(len(tokenizer.token_bytes(token)) for token in targets if token not in tokenizer.special_ids)
     _tell_divergence(candidate.name, "held-out loss", loss, tokenizer.vocab_size, into)
     into.metrics |= {
         "perplexity/loss": loss,

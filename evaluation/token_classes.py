@@ -18,9 +18,9 @@ _ASCII = bytes(byte if byte < 128 else ord("_") for byte in range(256))
 def token_classes(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The class in CLASSES of each token of a piece of Python, by its first character that is not blank.
 
-    What `tokenize` cannot read is "other", and so is the end-of-text token; nothing raises.
+    What `tokenize` cannot read is "other", and so are special tokens; nothing raises.
     """
-    tokens = [b"" if token == tokenizer.eos_id else bytes_of(tokenizer, token) for token in ids]
+    tokens = [b"" if token in tokenizer.special_ids else bytes_of(tokenizer, token) for token in ids]
     text = b"".join(tokens)
     # A piece may begin within a long string, and all its quotes would then be taken the wrong way round.
     openings = [b"", *(quotes for quotes in (b'"""', b"'''") if quotes in text)]

@@ -76,6 +76,10 @@ class CausalLM(Protocol):
     """What generation needs of a model; student and teacher both are one. The cache is the model's own affair,
     but for `select(rows)`; that of a `Decoder` also rewinds."""
 
+    @property
+    def context(self) -> int | None:
+        """Longest text it can take in, in tokens; None where there is no such limit."""
+
     def new_cache(self, batch: int, max_len: int) -> Any:
         """An empty cache for this model."""
 

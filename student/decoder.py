@@ -55,7 +55,7 @@ class Decoder(nn.Module):
 
     @property
     def context(self) -> int:
-        """The longest text it is made for, in tokens."""
+        """See `CausalLM.context`."""
         return self.config.max_seq_len
 
     @property

@@ -3,7 +3,7 @@
 Shapes: B rows, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -19,26 +19,31 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    eos_id: int,
+    end_ids: Collection[int],
     temperature: float = 0.0,
     seed: int = 0,
     stop: Stop | None = None,
     device: str | torch.device = "cpu",
     broadcast: Callable[[Tensor], Tensor] = lambda tokens: tokens,
 ) -> list[list[int]]:
-    """New tokens of each prompt, without the end-of-text token.
+    """New tokens of each prompt, up to the first of `end_ids`, which is left out, or to the model's context.
 
     `temperature` 0 is greedy. `stop` looks at a row's new tokens after each one and ends the row when true. Rows
     that end leave the batch. `broadcast` makes the sampled tokens `(B,)` the same in all processes that share the
-    model: one that stopped alone would leave the others waiting for its weights. Raises ValueError for an empty prompt.
+    model: one that stopped alone would leave the others waiting for its weights. Raises ValueError for an empty prompt,
+    and for one beyond the context.
     """
     if not all(prompts):
         raise ValueError("every prompt needs at least one token")
     if not prompts:
         return []
-    counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    padded = [[*prompt, *[eos_id] * (int(counts.max()) - len(prompt))] for prompt in prompts]
-    cache = model.new_cache(len(prompts), int(counts.max()) + max_new_tokens)
+    sizes = [len(prompt) for prompt in prompts]
+    longest, context = max(sizes), model.context or max(sizes) + max_new_tokens
+    if longest > context:
+        raise ValueError(f"a prompt of {longest} tokens is longer than the model's context of {context}")
+    counts = torch.tensor(sizes, device=device)
+    padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts]
+    cache = model.new_cache(len(prompts), min(longest + max_new_tokens, context))
     logits = model.step(torch.tensor(padded, device=device), cache, counts)[:, -1]  # (B, V)
     sampler = torch.Generator(device=device).manual_seed(seed)
     done: list[list[int]] = [[] for _ in prompts]
@@ -48,10 +53,11 @@ def generate(
         kept = []
         for slot, token in enumerate(tokens.tolist()):
             new = done[alive[slot]]
-            if token == eos_id:
+            if token in end_ids:
                 continue
             new.append(token)
-            if len(new) < max_new_tokens and not (stop and stop(new)):
+            room = min(max_new_tokens, context - sizes[alive[slot]])
+            if len(new) < room and not (stop and stop(new)):
                 kept.append(slot)
         if not kept:
             break

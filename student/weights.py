@@ -32,7 +32,7 @@ class Student:
             self.model,
             [self.tokenizer.encode_prompt(prompt)],
             max_new_tokens=max_new_tokens,
-            eos_id=self.tokenizer.eos_id,
+            end_ids=self.tokenizer.end_ids,
             temperature=temperature,
             seed=seed,
             device=self.model.head.device,
@@ -72,7 +72,7 @@ def load_student(path: str | Path, *, dtype: torch.dtype | None = None, device: 
     except Exception as error:  # a broken file breaks in many ways, and every one of them is bad input
         reason = " ".join(str(error).split())
         raise UserError(f"{directory} does not hold a whole student ({type(error).__name__}: {reason})") from error
-    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer = Tokenizer.saved(directory)
     check_fingerprint(fingerprint, tokenizer.fingerprint, str(directory))
     return Student(model.to(dtype).eval().requires_grad_(False), tokenizer)
 

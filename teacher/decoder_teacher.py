@@ -99,6 +99,6 @@ def _skeleton(path: Path, dtype: torch.dtype) -> Student:
     record.pop("format")
     with torch.device("meta"):
         model = Decoder(StudentConfig(**record))
-    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer = Tokenizer.saved(directory)
     check_fingerprint(fingerprint, tokenizer.fingerprint, str(directory))
     return Student(model.to(dtype).eval().requires_grad_(False), tokenizer)

@@ -27,6 +27,7 @@ class RowwiseLM:
 
     model: Any
     vocab_size: int
+    context: int | None = None
 
     def new_cache(self, batch: int, max_len: int) -> RowCache:
         """Empty caches, which grow as they must."""

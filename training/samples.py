@@ -58,9 +58,9 @@ def complete(
     """Greedy continuations, as raw text, cut short once `stop` says so; every process must ask."""
     done = generate(
         model,
-        [tokenizer.encode(prompt) for prompt in prompts],
+        [tokenizer.encode_prompt(prompt) for prompt in prompts],
         max_new_tokens=NEW_TOKENS,
-        eos_id=tokenizer.eos_id,
+        end_ids=tokenizer.end_ids,
         stop=lambda new: stop(),
         device=processes.device,
         broadcast=processes.broadcast,

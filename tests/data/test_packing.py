@@ -16,27 +16,35 @@ from tutelage.data.tokenizer import Tokenizer
 EOS = 0
 DOCUMENTS = st.lists(st.lists(st.integers(0, 40), max_size=12), min_size=1, max_size=8)
 LENGTHS = st.integers(1, 9)
+BOS = 50
+PREFIXES = [(), (BOS,), (51, BOS)]
 
 
 def everything(packed: PackedTokens) -> Batch:
     return packed.batch(np.arange(len(packed)))
 
 
-def reference(documents: list[list[int]], seq_len: int) -> dict[str, list[list[int]]]:
-    """Every position one by one: (document, index, token, target), then cut into rows."""
-    places = []
+def reference(documents: list[list[int]], seq_len: int, prefix: tuple[int, ...] = ()) -> dict[str, list[list[int]]]:
+    """Every position one by one, as (document, token, target): what stands in the stream, and then the rows of it."""
+    stream = []
     for number, document in enumerate(documents):
-        tokens = [*document, EOS]
+        tokens = [*prefix, *document, EOS]
         for index, token in enumerate(tokens):
-            places.append((number, token, tokens[index + 1] if index + 1 < len(tokens) else IGNORE))
-    while len(places) % seq_len:
-        places.append((-1, EOS, IGNORE))
+            last, before = index + 1 == len(tokens), index + 1 < len(prefix)
+            stream.append((number, token, IGNORE if last or before else tokens[index + 1], index < len(prefix)))
     result: dict[str, list[list[int]]] = {"tokens": [], "targets": [], "segments": [], "positions": []}
-    for start in range(0, len(places), seq_len):
-        row = places[start : start + seq_len]
+    for start in range(0, len(stream), seq_len - len(prefix)):
+        rest = list(stream[start:])
+        while rest[0][3]:  # the document's own prefix, which the row's stands for
+            rest = rest[1:]
+        number, first = rest[0][:2]
+        begin = [(number, token, IGNORE, True) for token in prefix]
+        if begin:
+            begin[-1] = (number, prefix[-1], first, True)
+        row = [*begin, *rest, *[(-1, EOS, IGNORE, False)] * seq_len][:seq_len]
         segments, positions = [0], [0]
-        for before, here in pairwise(row):
-            new = before[0] != here[0]
+        for before_, here in pairwise(row):
+            new = before_[0] != here[0]
             segments.append(segments[-1] + new)
             positions.append(0 if new else positions[-1] + 1)
         result["tokens"].append([place[1] for place in row])
@@ -46,15 +54,31 @@ def reference(documents: list[list[int]], seq_len: int) -> dict[str, list[list[i
     return result
 
 
-@given(DOCUMENTS, LENGTHS)
-def test_rows_equal_the_specification(documents: list[list[int]], seq_len: int) -> None:
-    packed = pack(documents, EOS, seq_len)
-    batch, expected = everything(packed), reference(documents, seq_len)
+@given(DOCUMENTS, LENGTHS, st.sampled_from(PREFIXES))
+def test_rows_equal_the_specification(documents: list[list[int]], seq_len: int, prefix: tuple[int, ...]) -> None:
+    length = seq_len + len(prefix)
+    batch, expected = everything(pack(documents, EOS, length, prefix)), reference(documents, length, prefix)
     for name, rows in expected.items():
         assert getattr(batch, name).dtype == torch.int64
         assert getattr(batch, name).tolist() == rows, name
-    trained = int(batch.count)
-    assert packed.waste == pytest.approx(1 - trained / batch.tokens.numel())
+
+
+@given(DOCUMENTS, LENGTHS, st.sampled_from(PREFIXES[1:]))
+def test_every_piece_begins_with_the_prefix_which_is_no_target(
+    documents: list[list[int]], seq_len: int, prefix: tuple[int, ...]
+) -> None:
+    batch = everything(pack(documents, EOS, seq_len + 2 * len(prefix), prefix))
+    assert not set(batch.targets.flatten().tolist()) & set(prefix)
+    for tokens, segments, targets in zip(
+        *(x.tolist() for x in (batch.tokens, batch.segments, batch.targets)), strict=True
+    ):
+        for segment in set(segments):
+            here = [place for place, other in enumerate(segments) if other == segment]
+            piece = [tokens[place] for place in here]
+            if any(targets[place] != IGNORE for place in here):  # not the padding, nor a prefix cut short
+                assert piece[: len(prefix)] == list(prefix)[: len(piece)]
+            for place in here[:-1]:
+                assert targets[place] in (IGNORE, tokens[place + 1])
 
 
 @given(DOCUMENTS, LENGTHS)
@@ -68,11 +92,22 @@ def test_every_token_is_an_input_once_and_a_target_once(documents: list[list[int
     assert batch.targets[batch.targets != IGNORE].tolist() == predicted
 
 
+@given(DOCUMENTS, LENGTHS)
+def test_with_a_prefix_every_token_is_a_target(documents: list[list[int]], seq_len: int) -> None:
+    """And one at which a row begins is it twice, after the row before and after the prefix."""
+    batch = everything(pack(documents, EOS, seq_len + 1, (BOS,)))
+    predicted = batch.targets[batch.targets != IGNORE].tolist()
+    flat = [token for document in documents for token in [*document, EOS]]
+    assert len(flat) <= len(predicted) <= len(flat) + 2 * len(batch.tokens)
+    places = iter(predicted)
+    assert all(token in places for token in flat)  # in this order, others between them
+
+
 @given(DOCUMENTS, LENGTHS, st.data())
 def test_a_row_does_not_depend_on_the_rows_beside_it(
     documents: list[list[int]], seq_len: int, data: st.DataObject
 ) -> None:
-    packed = pack(documents, EOS, seq_len)
+    packed = pack(documents, EOS, seq_len + 1, data.draw(st.sampled_from([(), (BOS,)])))
     chosen = data.draw(st.lists(st.integers(0, len(packed) - 1), min_size=1, max_size=5))
     batch, whole = packed.batch(np.array(chosen)), everything(packed)
     for name in ("tokens", "targets", "segments", "positions", "keys"):
@@ -97,13 +132,15 @@ def test_keys_are_the_same_on_every_machine() -> None:
 
 
 def test_little_is_wasted_on_real_documents(tokenizer: Tokenizer, library_texts: list[str]) -> None:
-    assert pack(tokenizer.encode_batch(library_texts), tokenizer.eos_id, 128).waste < 0.02
+    batch = everything(pack(tokenizer.encode_batch(library_texts), tokenizer.document_end, 128))
+    assert batch.count > 0.98 * batch.tokens.numel()
 
 
 @given(st.lists(DOCUMENTS, min_size=1, max_size=3), LENGTHS)
 def test_join_is_packing_all_documents_at_once(parts: list[list[list[int]]], seq_len: int) -> None:
-    joined = join([pack(part, EOS, seq_len) for part in parts], seq_len)
-    together = pack([document for part in parts for document in part], EOS, seq_len)
+    joined = join([pack(part, EOS, seq_len + 1, (BOS,)) for part in parts], seq_len + 1)
+    together = pack([document for part in parts for document in part], EOS, seq_len + 1, (BOS,))
+    assert joined.prefix == together.prefix
     assert np.array_equal(joined.stream, together.stream)
     assert np.array_equal(joined.starts, together.starts)
     assert joined.stream.dtype == np.int32
@@ -113,6 +150,5 @@ def test_join_is_packing_all_documents_at_once(parts: list[list[list[int]]], seq
 def test_nothing_packs_to_no_rows_and_rows_are_checked() -> None:
     empty = pack([], EOS, 4)
     assert len(empty) == 0
-    assert empty.waste == 0
     with pytest.raises(AssertionError, match="out of range"):
         pack([[1]], EOS, 4).batch(np.array([1]))

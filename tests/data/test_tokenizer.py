@@ -129,7 +129,7 @@ def test_directories_that_hold_no_usable_tokenizer(saved: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r"tokenizer_config\.json' is not JSON"):
         load("broken")
     (saved / "tokenizer_config.json").unlink()
-    with pytest.raises(UserError, match=r"no '.*tokenizer_config\.json'"):
+    with pytest.raises(UserError, match=r"names no end-of-text token"):
         Tokenizer.from_directory(saved)
     (saved / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):

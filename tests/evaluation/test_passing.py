@@ -19,7 +19,7 @@ from tutelage.evaluation.problems import Problem, ProblemSet
 class Scripted:
     """A tokenizer whose ids are code points, so that any text can be generated."""
 
-    eos_id = 0
+    end_ids = frozenset({0})
 
     def encode_prompt(self, text):
         return [ord(c) for c in text]
@@ -31,7 +31,7 @@ class Scripted:
 def candidate(answers, monkeypatch, style="completion"):
     """A model that gives each prompt its answer, through the real batching and stopping."""
 
-    def generate(model, prompts, *, max_new_tokens, eos_id, stop, **_):
+    def generate(model, prompts, *, max_new_tokens, end_ids, stop, **_):
         done = []
         for prompt in prompts:
             new = []

@@ -44,7 +44,7 @@ def naive(model, prompt, limit, eos_id, stop=None):
 )
 def test_greedy_is_a_full_recompute_of_each_row(model, prompts, limit, eos_id):
     expected = [naive(model, prompt, limit, eos_id) for prompt in prompts]
-    assert generate(model, prompts, max_new_tokens=limit, eos_id=eos_id) == expected
+    assert generate(model, prompts, max_new_tokens=limit, end_ids={eos_id}) == expected
 
 
 def test_rows_end_at_their_own_end_of_text(model):
@@ -52,7 +52,7 @@ def test_rows_end_at_their_own_end_of_text(model):
     eos_id = free[0][3]
     expected = [naive(model, prompt, 20, eos_id) for prompt in PROMPTS]
     assert len({len(row) for row in expected}) > 1  # rows do leave at different times
-    out = generate(model, PROMPTS, max_new_tokens=20, eos_id=eos_id)
+    out = generate(model, PROMPTS, max_new_tokens=20, end_ids={eos_id})
     assert out == expected
     assert all(eos_id not in row for row in out)
 
@@ -63,12 +63,12 @@ def test_stop_sees_only_its_row_and_keeps_the_token_it_stopped_at(model):
 
     expected = [naive(model, prompt, 15, NO_EOS, stop) for prompt in PROMPTS]
     assert len({len(row) for row in expected}) > 1
-    assert generate(model, PROMPTS, max_new_tokens=15, eos_id=NO_EOS, stop=stop) == expected
+    assert generate(model, PROMPTS, max_new_tokens=15, end_ids={NO_EOS}, stop=stop) == expected
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 30])
 def test_never_more_than_the_limit(model, limit):
-    out = generate(model, PROMPTS, max_new_tokens=limit, eos_id=NO_EOS)
+    out = generate(model, PROMPTS, max_new_tokens=limit, end_ids={NO_EOS})
     assert [len(row) for row in out] == [len(naive(model, prompt, limit, NO_EOS)) for prompt in PROMPTS]
     assert max(map(len, out)) <= limit
 
@@ -76,16 +76,16 @@ def test_never_more_than_the_limit(model, limit):
 @pytest.mark.parametrize("prompts", [[[]], [[1], []]])
 def test_an_empty_prompt_is_refused(model, prompts):
     with pytest.raises(ValueError, match="prompt"):
-        generate(model, prompts, max_new_tokens=2, eos_id=0)
+        generate(model, prompts, max_new_tokens=2, end_ids={0})
 
 
 def test_no_prompts_give_no_rows(model):
-    assert generate(model, [], max_new_tokens=2, eos_id=0) == []
+    assert generate(model, [], max_new_tokens=2, end_ids={0}) == []
 
 
 def test_the_same_seed_gives_the_same_text(model):
     def draw(seed):
-        return generate(model, PROMPTS, max_new_tokens=12, eos_id=NO_EOS, temperature=1.0, seed=seed)
+        return generate(model, PROMPTS, max_new_tokens=12, end_ids={NO_EOS}, temperature=1.0, seed=seed)
 
     torch.manual_seed(1)
     first = draw(0)
@@ -96,7 +96,7 @@ def test_the_same_seed_gives_the_same_text(model):
 
 def test_sampling_leaves_the_global_generator_alone(model):
     state = torch.get_rng_state()
-    generate(model, PROMPTS, max_new_tokens=3, eos_id=NO_EOS, temperature=1.0, seed=5)
+    generate(model, PROMPTS, max_new_tokens=3, end_ids={NO_EOS}, temperature=1.0, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -118,7 +118,7 @@ def test_samples_follow_the_softmax(temperature):
 
 def test_generated_tokens_follow_the_model(model):
     n = 4000
-    out = generate(model, [[1, 2, 3]] * n, max_new_tokens=1, eos_id=-1, temperature=0.7, seed=0)
+    out = generate(model, [[1, 2, 3]] * n, max_new_tokens=1, end_ids={-1}, temperature=0.7, seed=0)
     expected = n * torch.softmax(model.logits(model(torch.tensor([[1, 2, 3]])).hidden)[0, -1].double() / 0.7, -1)
     observed = torch.bincount(torch.tensor(out).flatten(), minlength=50)
     often = expected > 5

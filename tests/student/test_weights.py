@@ -92,7 +92,7 @@ def test_a_loaded_student_is_ready_for_inference(saved):
 
 def test_complete_continues_the_prompt(saved, tokenizer):
     student = load_student(saved)
-    ids = generate(student.model, [tokenizer.encode("def")], max_new_tokens=9, eos_id=tokenizer.eos_id)[0]
+    ids = generate(student.model, [tokenizer.encode("def")], max_new_tokens=9, end_ids={tokenizer.eos_id})[0]
     assert student.complete("def", max_new_tokens=9) == tokenizer.decode(ids)
     first, again, other = (student.complete("def", temperature=1.0, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
@@ -360,7 +360,7 @@ def test_greedy_generation_is_that_of_transformers():
     expected = theirs.generate(
         torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0
     )
-    assert generate(ours, [prompt], max_new_tokens=10, eos_id=-1) == [expected[0, 4:].tolist()]
+    assert generate(ours, [prompt], max_new_tokens=10, end_ids={-1}) == [expected[0, 4:].tolist()]
 
 
 def test_a_sliding_window_is_not_taken_for_full_attention():

@@ -37,10 +37,10 @@ def test_rows_that_come_again_have_the_same_bits_and_cost_nothing(
     assert runs == [3, 3]
     order = torch.tensor([2, 0, 1])
     again = memory.signal(batch.take(order))
-    assert torch.equal(again.hidden, first.dense.hidden[order])
-    assert again.head is first.dense.head
+    assert torch.equal(again.dense.hidden, first.dense.hidden[order])
+    assert again.dense.head is first.dense.head
     assert runs == [3, 3]
-    assert torch.equal(memory.signal(batch.take(order[:2])).hidden, first.dense.hidden[order[:2]])
+    assert torch.equal(memory.signal(batch.take(order[:2])).dense.hidden, first.dense.hidden[order[:2]])
 
 
 def test_a_batch_with_a_new_row_is_run_whole(teacher: DecoderTeacher, batch: Batch, runs: list[int]) -> None:
@@ -48,7 +48,7 @@ def test_a_batch_with_a_new_row_is_run_whole(teacher: DecoderTeacher, batch: Bat
     memory.signal(batch.take(torch.tensor([0, 1])))
     mixed = memory.signal(batch.take(torch.tensor([1, 2])))
     assert runs == [2, 2]
-    assert torch.equal(memory.signal(batch.take(torch.tensor([2, 1]))).hidden, mixed.hidden.flip(0))
+    assert torch.equal(memory.signal(batch.take(torch.tensor([2, 1]))).dense.hidden, mixed.dense.hidden.flip(0))
     assert runs == [2, 2]
 
 
@@ -57,7 +57,7 @@ def test_memory_ends_where_its_bytes_end(teacher: DecoderTeacher, batch: Batch, 
     memory = Memory(teacher, 2 * row)
     expected = memory.signal(batch).dense.hidden
     runs.clear()
-    assert torch.equal(memory.signal(batch.take(torch.tensor([1, 0]))).hidden, expected[[1, 0]])
+    assert torch.equal(memory.signal(batch.take(torch.tensor([1, 0]))).dense.hidden, expected[[1, 0]])
     assert runs == []
     assert torch.equal(memory.signal(batch).dense.hidden, expected)
     assert runs == [3]

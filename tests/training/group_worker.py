@@ -91,7 +91,7 @@ def sharded(processes: Processes, name: str, dtype: torch.dtype) -> dict[str, An
         "weights": teacher.spec.weights,
         "student": sum(whole(p.detach()).double().sum().item() for p in distiller.student.parameters()),
         "generated": generate(
-            teacher.generator(), [[5, 6, 7], [9]], max_new_tokens=4, eos_id=599,
+            teacher.generator(), [[5, 6, 7], [9]], max_new_tokens=4, end_ids={599},
             temperature=1.0, seed=RANK, broadcast=processes.broadcast,
         ),
     }  # fmt: skip

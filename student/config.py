@@ -15,7 +15,10 @@ MLP = Literal["swiglu", "gelu"]
 @dataclass(frozen=True)
 class StudentConfig:
     """A decoder's architecture. RoPE + RMSNorm + SwiGLU is Llama's arithmetic, with `qkv_bias` Qwen2's, with `qk_norm`
-    Qwen3's; RoPE + LayerNorm + GELU + biases is StarCoder2's. Raises UserError where the numbers do not fit together."""
+    Qwen3's; RoPE + LayerNorm + GELU + biases is StarCoder2's.
+
+    Raises UserError where the numbers do not fit together.
+    """
 
     vocab_size: int
     n_layers: int

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
@@ -133,10 +133,11 @@ def save_huggingface(model: Decoder, tokenizer: Tokenizer, directory: Path) -> N
     Raises UserError, and writes nothing, where no architecture of the table has this arithmetic.
     """
     dtype = str(model.head.dtype).removeprefix("torch.")
-    ends = [tokenizer.eos_id]
-    record = {**to_huggingface(model.config), "dtype": dtype, "eos_token_id": ends, "bos_token_id": None}
+    around = {"bos_token_id": next(iter(tokenizer.prefix_ids), None), "eos_token_id": sorted(tokenizer.end_ids)}
+    record = {**to_huggingface(model.config), "dtype": dtype, **around}
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    for file, content in (("config.json", record), ("generation_config.json", around)):
+        (directory / file).write_text(json.dumps(content, indent=2) + "\n")
     weights = {_their_name(name): _trimmed(name, tensor, model) for name, tensor in model.state_dict().items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(directory)
@@ -190,7 +191,7 @@ def _their_name(ours: str) -> str:
     return ours if ours.startswith("lm_head") else f"model.{ours}"
 
 
-def _trimmed(name: str, tensor: Tensor, model: nn.Module) -> Tensor:
+def _trimmed(name: str, tensor: Tensor, model: Decoder) -> Tensor:
     """Without the rows that pad the vocabulary."""
     rows = model.config.vocab_size if name in ("embed_tokens.weight", "lm_head.weight") else len(tensor)
     return tensor.detach()[:rows].contiguous()

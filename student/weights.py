@@ -1,11 +1,13 @@
 """Student directories: config.json, model.safetensors, tokenizer files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,11 +45,17 @@ class Student:
 def save_student(
     model: Decoder, tokenizer: Tokenizer, directory: Path, weights: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Writes a directory that `load_student` reads; `weights` are the model's, where it does not hold them whole."""
+    """Writes a directory that `load_student` reads; `weights` are the model's, where it does not hold them whole.
+
+    A vocabulary that is padded otherwise than ours, as that of a model from elsewhere may be, is padded as ours.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, "tokenizer_fingerprint": tokenizer.fingerprint, **asdict(model.config)}
     (directory / "config.json").write_text(json.dumps(record, indent=2))
     state = {name: tensor.detach().contiguous() for name, tensor in (weights or model.state_dict()).items()}
+    for name in state.keys() & {"embed_tokens.weight", "lm_head.weight"}:
+        missing = model.config.padded_vocab_size - len(state[name])
+        state[name] = F.pad(state[name], (0, 0, 0, missing)).contiguous()  # or cut, where rows are too many
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(directory)
 
@@ -59,22 +67,35 @@ def load_student(path: str | Path, *, dtype: torch.dtype | None = None, device: 
     is not the one the student was trained with.
     """
     directory = find_student(Path(path))
-    try:
-        record = json.loads((directory / "config.json").read_text())
-        fingerprint = record.pop("tokenizer_fingerprint")
-        record.pop("format")
-        config = StudentConfig(**record)
+    with _whole_student(directory):
+        config, fingerprint = read_config(directory)
         with torch.device("meta"):
             model = Decoder(config)
         model.load_state_dict(load_file(directory / "model.safetensors", device=device), assign=True)
+    tokenizer = Tokenizer.saved(directory)
+    check_fingerprint(fingerprint, tokenizer.fingerprint, str(directory))
+    return Student(model.to(dtype).eval().requires_grad_(False), tokenizer)
+
+
+def read_config(directory: Path) -> tuple[StudentConfig, str]:
+    """The shape of the student in its directory, and its tokenizer's fingerprint. Raises UserError."""
+    with _whole_student(directory):
+        record = json.loads((directory / "config.json").read_text())
+        fingerprint: str = record.pop("tokenizer_fingerprint")
+        record.pop("format")
+        return StudentConfig(**record), fingerprint
+
+
+@contextmanager
+def _whole_student(directory: Path) -> Iterator[None]:
+    """Turns whatever is raised inside into a UserError that names the directory."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # a broken file breaks in many ways, and every one of them is bad input
         reason = " ".join(str(error).split())
         raise UserError(f"{directory} does not hold a whole student ({type(error).__name__}: {reason})") from error
-    tokenizer = Tokenizer.saved(directory)
-    check_fingerprint(fingerprint, tokenizer.fingerprint, str(directory))
-    return Student(model.to(dtype).eval().requires_grad_(False), tokenizer)
 
 
 def find_student(path: Path) -> Path:

@@ -18,7 +18,7 @@ from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.kernels.reference import teacher_logits
 from tutelage.student.decoder import Decoder
-from tutelage.student.weights import config_from_huggingface
+from tutelage.student.huggingface import config_from_huggingface
 from tutelage.teacher import huggingface
 from tutelage.teacher.registry import entry, load_teacher
 from tutelage.teacher.rowwise import RowwiseLM

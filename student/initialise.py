@@ -25,10 +25,10 @@ def shape_of(
     """
     if options.init in INITS:
         return resolve(options, vocab_size, default_preset)
+    known = known or read_shape(options.init)
     source = f"--student.init {options.init} brings its own shape"
     if options.preset is not None:
         raise UserError(f"--student.preset {options.preset}: {source}: leave the preset out, or pass null for it")
-    known = known or read_shape(options.init)
     chosen, whole = given(options), known.explicit
     for name, value in chosen.items():
         if name not in FREE and value != getattr(whole, name):

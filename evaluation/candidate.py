@@ -12,6 +12,7 @@ from tutelage.student.cache import CausalLM
 from tutelage.student.weights import find_student, load_student
 from tutelage.teacher import embedded
 from tutelage.teacher.registry import EMBEDDED, entry, load_teacher
+from tutelage.teacher.signal import generator_of, prompt_style_of, tokenizer_of
 from tutelage.training.fidelity import Scorer, decoder_scorer
 from tutelage.training.precision import DTYPES, Name
 
@@ -56,10 +57,12 @@ def _teacher(which: str, device: str, precision: Name) -> Candidate:
     disk, identity = 0, ""
     if name == EMBEDDED or source.is_dir():
         disk, identity = _on_disk(embedded.directory() if name == EMBEDDED else source)
-    model, size = teacher.generator(), teacher.spec.n_parameters
+    model, tokenizer, size = generator_of(teacher), tokenizer_of(teacher), teacher.spec.n_parameters
+    assert model is not None, "a teacher that is loaded by name generates"
+    assert tokenizer is not None, "and has a vocabulary"
     shown = which if which.startswith(TEACHER) else source.name
     return Candidate(
-        shown, model, teacher.signal, teacher.tokenizer, teacher.prompt_style, size, _bytes(model, 2 * size), disk,
+        shown, model, teacher.signal, tokenizer, prompt_style_of(teacher), size, _bytes(model, 2 * size), disk,
         f"{asdict(teacher.spec)} {identity}", ", ".join(filter(None, (teacher.spec.quantisation, precision))),
     )  # fmt: skip
 

@@ -32,21 +32,19 @@ def _prompt(problem: Problem) -> str:
     return problem.prompt
 
 
-def _chat(problem: Problem) -> str:
-    """One turn of ChatML, its answer begun: a code fence, the prompt, three of the four spaces to indent.
-
-    The fourth space belongs to the model's next token (" return"): with it written out, small models fail.
-    """
-    fenced = f"```python\n{problem.prompt.strip()}\n```"
-    return (
-        f"<|im_start|>user\nComplete the following Python function.\n{fenced}<|im_end|>\n"
-        f"<|im_start|>assistant\n```python\n{_begun(problem)}"
-    )
+def _question(problem: Problem) -> str:
+    return f"Complete the following Python function.\n```python\n{problem.prompt.strip()}\n```"
 
 
 def _begun(problem: Problem) -> str:
-    """The code that the chat prompt ends with, which the completion continues."""
+    """The code that an answer begins with, and the completion continues: the prompt, three of four spaces to indent.
+
+    The fourth space belongs to the model's next token (" return"): with it written out, small models fail.
+    """
     return problem.prompt.strip("\n") + "\n   "
 
 
-STYLES = {"completion": Style(_prompt, _prompt, STOPS), "chat": Style(_chat, _begun, STOPS)}
+STYLES = {
+    "completion": Style(_prompt, _prompt, STOPS),
+    "chat": Style(_question, _begun, STOPS, answer="```python\n"),
+}

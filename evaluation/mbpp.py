@@ -54,18 +54,14 @@ def _rows(path: Path | None) -> Iterator[Row]:
 
 
 def styles(examples: list[Problem]) -> dict[str, Style]:
-    """How a problem is put: as a docstring, in the paper's words behind three examples, or as a turn of ChatML."""
+    """How a problem is put: as a docstring, in the paper's words behind three examples, or as a chat."""
     shots = "".join(f"{one.task}[BEGIN]\n{one.canonical_solution}\n[DONE]\n" for one in examples)
     new = ("\nclass ", "\nassert", '\n"""', "\nprint", "\nif ", "\n```", "\n#")
     return {
         "completion": Style(lambda problem: problem.prompt, lambda problem: problem.prompt, new),
         "few-shot": Style(lambda problem: f"{shots}{problem.task}[BEGIN]\n", _nothing, ("[DONE]", "\nYou are")),
-        "chat": Style(_chat, _nothing, ("\n```", "<|im_end|>")),
+        "chat": Style(lambda problem: problem.task, _nothing, ("\n```",), answer="```python\n"),
     }
-
-
-def _chat(problem: Problem) -> str:
-    return f"<|im_start|>user\n{problem.task}<|im_end|>\n<|im_start|>assistant\n```python\n"
 
 
 def _nothing(problem: Problem) -> str:

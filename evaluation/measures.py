@@ -12,11 +12,12 @@ import torch
 from tutelage.data.batch import Batch
 from tutelage.data.corpus import build_corpus
 from tutelage.data.loader import heldout_batches
-from tutelage.data.tokenizer import Tokenizer, check_fingerprint
+from tutelage.data.tokenizer import check_fingerprint
+from tutelage.errors import UserError
 from tutelage.evaluation.candidate import Candidate, load_candidate
 from tutelage.evaluation.closeness import closeness
 from tutelage.evaluation.config import TEACHER, EvaluateConfig
-from tutelage.evaluation.latency import latency
+from tutelage.evaluation.latency import NEW_TOKENS, PROMPT_TOKENS, latency
 from tutelage.evaluation.passing import pass_at_k
 from tutelage.evaluation.precision import choose_precision
 from tutelage.evaluation.problem_sets import PROBLEM_SETS, load_problems
@@ -67,8 +68,14 @@ class Bench:
         """A problem set, loaded and checked once."""
         return load_problems(which, self.config)
 
-    def heldout(self, tokenizer: Tokenizer) -> list[Batch]:
-        """Held-out rows in this vocabulary, laid out as in training."""
+    def heldout(self, candidate: Candidate) -> list[Batch]:
+        """Held-out rows in a model's vocabulary, laid out as in training. Raises UserError beyond its context."""
+        rows, context, tokenizer = self.recorded.packing.seq_len, candidate.generator.context, candidate.tokenizer
+        if context is not None and rows > context:
+            raise UserError(
+                f"held-out rows of {rows} tokens are more than {candidate.name} can read, which is {context}:"
+                " leave it out of --perplexity and --fidelity"
+            )
         corpus = build_corpus(self.data, tokenizer, self.recorded.packing, cache_directory() / "data")
         batches = heldout_batches(corpus, self.config.batch_size, self.config.eval_rows)
         return [batch.to(self.device) for batch in batches]
@@ -85,13 +92,14 @@ def measure_passing(which: str, candidate: Candidate, bench: Bench, into: Measur
     into.scores[name] = scores
     into.details[name] = {
         "passes": scores.passes, "failures": scores.failures, "upstream": scores.upstream, "samples": scores.file,
+        "prompt_style": scores.prompt_style,
     }  # fmt: skip
 
 
 def measure_perplexity(candidate: Candidate, bench: Bench, into: Measured) -> None:
     """Loss and perplexity on held-out text; bits per byte, which other vocabularies can be compared by."""
     tokenizer = candidate.tokenizer
-    batches = bench.heldout(tokenizer)
+    batches = bench.heldout(candidate)
     loss = perplexity_loss(candidate.scorer, batches, tokenizer.vocab_size)
     targets = [token for batch in batches for token in batch.targets[batch.targets != IGNORE].tolist()]
     n_bytes = sum(len(tokenizer.token_bytes(token)) for token in targets if token not in tokenizer.special_ids)
@@ -112,7 +120,7 @@ def measure_fidelity(candidate: Candidate, bench: Bench, into: Measured) -> None
         log.warning("%s have different vocabularies: the report has no fidelity of the first", where)
         return
     check_fingerprint(expected, candidate.tokenizer.fingerprint, where)
-    batches = bench.heldout(candidate.tokenizer)
+    batches = bench.heldout(candidate)
     models, vocab_size = (candidate.scorer, bench.teacher.scorer), candidate.tokenizer.vocab_size
     found = closeness(*models, batches, vocab_size, candidate.tokenizer)
     _tell_divergence(candidate.name, "KL from its teacher", found.kl, vocab_size, into)
@@ -133,6 +141,9 @@ def _tell_divergence(name: str, what: str, nats: float, vocab_size: int, into: M
 
 def measure_latency(candidate: Candidate, bench: Bench, into: Measured) -> None:
     """Times and sizes."""
+    context, needed = candidate.generator.context, PROMPT_TOKENS + NEW_TOKENS
+    if context is not None and context < needed:
+        raise UserError(f"--latency takes {needed} tokens, {candidate.name} can read {context}: leave it out")
     times = latency(candidate.generator, candidate.tokenizer.vocab_size, str(bench.device))
     into.metrics |= {"size/parameters": candidate.n_parameters, "size/bytes": candidate.n_bytes}
     if candidate.disk_bytes:

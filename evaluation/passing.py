@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,19 @@ def pass_at_k(candidate: Candidate, problems: ProblemSet, config: EvaluateConfig
     name = candidate.prompt_style if config.prompt_style == "auto" else config.prompt_style
     if name not in problems.styles:
         raise unknown(f"prompt style of {problems.name}", name, problems.styles)
+    log.info("%s: %s is asked in the style %s", problems.name, candidate.name, name)
     style, oracle = problems.styles[name], scored_by(config)
     asked = {(problem.task_id, n): problem for problem in problems.problems for n in range(config.samples)}
-    ledger = Ledger(directory / f"{file_name(candidate, problems, config, name)}.jsonl")
-    complete(candidate, {key: style.ask(problem) for key, problem in asked.items()}, style.stops, config, ledger)
+    prompts = {key: style.prompt(problem, candidate.tokenizer) for key, problem in asked.items()}
+    ledger = Ledger(directory / f"{file_name(candidate, problems, config, prompts)}.jsonl")
+    complete(candidate, prompts, style.stops, config, ledger)
     for one in ("split", "upstream") if config.oracle == "both" else (oracle,):
         judge(problems, asked, style, one, ledger)
     ledger.close(asked)
     if config.oracle == "both":
         tell_disagreements(asked, ledger)
-    return score({key: ledger.rows[key][oracle] for key in asked}, ks, ledger.path.name)
+    verdicts = {key: ledger.rows[key][oracle] for key in asked}
+    return replace(score(verdicts, ks, ledger.path.name), prompt_style=name)
 
 
 def judge(problems: ProblemSet, asked: dict[Key, Problem], style: Style, oracle: str, ledger: Ledger) -> None:
@@ -68,10 +72,12 @@ def tell_disagreements(asked: dict[Key, Problem], ledger: Ledger) -> None:
             )  # fmt: skip
 
 
-def file_name(candidate: Candidate, problems: ProblemSet, config: EvaluateConfig, style: str) -> str:
+def file_name(candidate: Candidate, problems: ProblemSet, config: EvaluateConfig, prompts: Mapping[Key, str]) -> str:
     """A name that is another wherever completions or verdicts could be."""
     stated: dict[str, Any] = {name: getattr(config, name) for name in SETTINGS}
-    stated |= {"model": candidate.identity, "style": style, "stops": problems.styles[style].stops}
+    stated |= {"model": candidate.identity, "prompts": sorted(set(prompts.values()))}
+    stated |= {"tokens": candidate.tokenizer.segmentation, "ends": sorted(candidate.tokenizer.end_ids)}
+    stated |= {"stops": {name: style.stops for name, style in problems.styles.items()}}
     stated |= {"problems": [asdict(problem) for problem in problems.problems], "packages": problems.packages}
     stated |= {"limits": asdict(problems.limits or Limits()), "versions": [version("tutelage"), version("torch")]}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:8]

@@ -29,6 +29,7 @@ class Scores:
     passes: dict[str, int]  # by problem, in the order given
     upstream: list[str]  # problems whose tests ran beside the completion, for they cannot run apart from it
     file: str  # where the samples are
+    prompt_style: str = ""  # how the problems were put
 
     @property
     def solved(self) -> list[str]:

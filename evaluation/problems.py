@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
+from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.evaluation.evalplus import differential_test
 from tutelage.evaluation.sandbox.pool import Case, Limits
@@ -42,11 +43,19 @@ class Style:
     """One way to put a problem."""
 
     ask: Callable[[Problem], str]
-    """The text that the model reads."""
+    """The text that the model reads, or the question of a chat."""
     head: Callable[[Problem], str]
-    """The end of it that the answer continues, as code."""
+    """The end of what it reads that the answer continues, as code."""
     stops: tuple[str, ...]
     """Where an answer ends; they are left out."""
+    answer: str | None = None
+    """In a chat, what stands between the question and `head`; None where it is no chat."""
+
+    def prompt(self, problem: Problem, tokenizer: Tokenizer) -> str:
+        """What the model reads; a chat in its own template. Raises UserError where it has none, or one that fails."""
+        if self.answer is None:
+            return self.ask(problem)
+        return tokenizer.chat_prompt(self.ask(problem)) + self.answer + self.head(problem)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ def settings(config: EvaluateConfig, bench: "Bench", wanted: Sequence[str]) -> d
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("tutelage").setLevel(logging.INFO)
     return cli.run(lambda: _command(sys.argv[1:] if argv is None else argv))
 
 

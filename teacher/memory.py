@@ -13,7 +13,15 @@ from tutelage.data.tokenizer import Tokenizer
 from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.student.cache import CausalLM
 from tutelage.student.decoder import Decoder
-from tutelage.teacher.signal import Signal, Teacher, TeacherSpec
+from tutelage.teacher.signal import (
+    Signal,
+    Teacher,
+    TeacherSpec,
+    decoder_of,
+    generator_of,
+    prompt_style_of,
+    tokenizer_of,
+)
 
 
 def bytes_needed(d_model: int, rows: int, seq_len: int, dtype: torch.dtype = torch.bfloat16) -> int:
@@ -61,25 +69,25 @@ class Memory:
         return self.teacher.spec
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """See `Teacher.tokenizer`."""
-        return self.teacher.tokenizer
-
-    @property
     def provides(self) -> frozenset[str]:
         """See `Teacher.provides`."""
         return self.teacher.provides
 
     @property
-    def prompt_style(self) -> str:
-        """See `Teacher.prompt_style`."""
-        return self.teacher.prompt_style
+    def tokenizer(self) -> Tokenizer | None:
+        """The teacher's."""
+        return tokenizer_of(self.teacher)
 
     @property
     def decoder(self) -> Decoder | None:
-        """See `Teacher.decoder`."""
-        return self.teacher.decoder
+        """The teacher's."""
+        return decoder_of(self.teacher)
 
-    def generator(self) -> CausalLM:
-        """See `Teacher.generator`."""
-        return self.teacher.generator()
+    @property
+    def prompt_style(self) -> str:
+        """The teacher's."""
+        return prompt_style_of(self.teacher)
+
+    def generator(self) -> CausalLM | None:
+        """The teacher's."""
+        return generator_of(self.teacher)

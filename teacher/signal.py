@@ -55,33 +55,44 @@ class Signal:
 
 
 class Teacher(Protocol):
-    """The seam between a teacher and everything that learns from it."""
+    """The seam between a teacher and everything that learns from it.
+
+    It may have besides, under these names: `tokenizer`, which the student then shares; `decoder`, its weights in our
+    arithmetic, where that is exact, for `--student.init`; `generator()`, the model to generate with; `prompt_style`,
+    how benchmarks put problems to it.
+    """
 
     @property
     def spec(self) -> TeacherSpec:
         """What it is, for the record."""
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """Its vocabulary, which the student shares."""
-
-    @property
     def provides(self) -> frozenset[str]:
         """Of {"full"}; an objective checks its needs against it before the first step."""
-
-    @property
-    def prompt_style(self) -> str:
-        """How benchmarks put problems to it: "completion" or "chat"."""
-
-    @property
-    def decoder(self) -> Decoder | None:
-        """Its weights in our arithmetic, where that is exact: the source of `--student.init`."""
 
     def signal(self, batch: Batch, taps: Sequence[int] = ()) -> Signal:
         """Its distribution at every position of the batch; documents of a packed row never see each other."""
 
-    def generator(self) -> CausalLM:
-        """The model to generate with."""
+
+def tokenizer_of(teacher: Teacher) -> Tokenizer | None:
+    """Its own, if it has one."""
+    return getattr(teacher, "tokenizer", None)
+
+
+def decoder_of(teacher: Teacher) -> Decoder | None:
+    """Its weights as a decoder of ours, if they are one."""
+    return getattr(teacher, "decoder", None)
+
+
+def generator_of(teacher: Teacher) -> CausalLM | None:
+    """The model to generate with, if it has one."""
+    make = getattr(teacher, "generator", None)
+    return make and make()
+
+
+def prompt_style_of(teacher: Teacher) -> str:
+    """ "completion", where it does not say "chat"."""
+    return getattr(teacher, "prompt_style", "completion")
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tutelage import distill, evaluate, load_student, train
+from tutelage.data import tokenizer as vocabularies
 from tutelage.data.batch import Batch
 from tutelage.data.config import PackingConfig
 from tutelage.data.tokenizer import Tokenizer
@@ -25,7 +26,6 @@ from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.runs import checkpoints
 from tutelage.store import fault
 from tutelage.student.config import StudentOptions
-from tutelage.student.decoder import Decoder
 from tutelage.teacher.signal import Signal, TeacherSpec
 from tutelage.training.config import OptimConfig, RunConfig
 
@@ -143,26 +143,30 @@ class Uniform:
     """The teacher one writes for oneself: it finds every token equally likely."""
 
     provides = frozenset({"full"})
-    prompt_style = "completion"
-    decoder = None
 
-    def __init__(self, tokenizer: Tokenizer, generator: Decoder) -> None:
-        self.tokenizer, self.model = tokenizer, generator
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.head = torch.zeros(tokenizer.vocab_size, 8)
         self.spec = TeacherSpec("uniform", "mine", None, None, 0, tokenizer.vocab_size, 8, 0, tokenizer.fingerprint)
 
     def signal(self, batch: Batch, taps: Any = ()) -> Signal:
         return Signal(DenseTeacher(torch.zeros(*batch.tokens.shape, 8), self.head))
 
-    def generator(self) -> Decoder:
-        return self.model
 
-
-def test_a_teacher_of_ones_own(make_config: Make, tokenizer: Tokenizer, teacher_decoder: Decoder) -> None:
-    run = distill(make_config(steps=2), teacher=Uniform(tokenizer, teacher_decoder))
+def test_a_teacher_of_ones_own(make_config: Make, tokenizer: Tokenizer, teacher_dir: Path, tmp_path: Path) -> None:
+    """It says a distribution, and nothing else: it has no vocabulary, no decoder, and generates nothing."""
+    with pytest.raises(UserError, match="teacher uniform brings no tokenizer: pass --tokenizer"):
+        distill(make_config(), teacher=Uniform(tokenizer))
+    run = distill(make_config(steps=2, tokenizer=str(teacher_dir)), teacher=Uniform(tokenizer))
+    assert "(this teacher does not generate)" in (run.path / "samples" / "step-2.md").read_text()
     assert run.metrics["eval/reference_loss"] == pytest.approx(math.log(600), rel=1e-3)
     state = json.loads((checkpoints(run.path)[0] / "state.json").read_text())
     assert state["origin"]["teacher"]["name"] == "uniform"
+
+
+def test_another_vocabulary_than_the_teachers_is_refused(make_config: Make, tmp_path: Path) -> None:
+    vocabularies.train(["ab" * 300, "cd" * 300], 257).save(tmp_path / "other")
+    with pytest.raises(UserError, match=r"--tokenizer .*other uses another tokenizer"):
+        distill(make_config(tokenizer=str(tmp_path / "other")))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
@@ -182,12 +186,11 @@ def test_transformers_teachers_train_whatever_their_arithmetic(
     assert (run.path / "samples" / "step-2.md").exists()
 
 
-def test_cross_entropy_alone_asks_the_teacher_nothing_in_training(
-    make_config: Make, tokenizer: Tokenizer, teacher_decoder: Decoder
-) -> None:
+def test_cross_entropy_alone_asks_the_teacher_nothing_in_training(make_config: Make, tokenizer: Tokenizer) -> None:
     from tutelage.losses.config import LossConfig
 
-    teacher = Uniform(tokenizer, teacher_decoder)
+    teacher = Uniform(tokenizer)
+    teacher.tokenizer = tokenizer  # type: ignore[attr-defined]
     teacher.provides = frozenset()  # type: ignore[misc]
     run = distill(make_config(steps=1, loss=LossConfig(ce_weight=1, kd_weight=0)), teacher=teacher)
     assert run.metrics["train/kl"] == 0

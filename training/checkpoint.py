@@ -79,7 +79,7 @@ def save_checkpoint(parts: Parts, state: TrainingState, run: Path, keep_last: in
         return path
     try:
         with publish(path) as aside:
-            save_student(distiller.student, parts.teacher.tokenizer, aside / STUDENT, weights)
+            save_student(distiller.student, parts.tokenizer, aside / STUDENT, weights)
             save_file(moments, aside / "optimizer.safetensors")
             save_file(learned, aside / "learned.safetensors")
             save_file({f"{rank}.{k}": v for rank, own in enumerate(random) for k, v in own.items()}, aside / RANDOM)

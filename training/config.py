@@ -53,6 +53,8 @@ class RunConfig:
 
     teacher: str = "smollm2-135m"
     """Teacher: smollm2-135m (embedded), starcoder2-3b, codellama-7b (4-bit), a hub id or a local directory."""
+    tokenizer: str | None = None
+    """Directory with the tokenizer.json of student and text (default: the teacher's own)."""
     data: str | None = None
     """Text: stdlib, site-packages, mbpp, hub:ORG/NAME[:column], or local files and directories, joined by commas,
     each with an optional =WEIGHT (default: what suits the teacher)."""

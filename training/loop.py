@@ -15,7 +15,7 @@ from tutelage.data.loader import heldout_batches
 from tutelage.environment import environment
 from tutelage.runs import checkpoints, step_of
 from tutelage.teacher.registry import entry
-from tutelage.teacher.signal import Teacher
+from tutelage.teacher.signal import Teacher, generator_of
 from tutelage.training.allocator import request_huge_pages
 from tutelage.training.checkpoint import Saver, TrainingState, find_checkpoint, load_checkpoint, read_state, room
 from tutelage.training.config import RunConfig
@@ -240,15 +240,14 @@ def score(parts: Parts, config: RunConfig, each: Callable[[], None] = lambda: No
 
 def sample(session: Session) -> list[Sample]:
     """The prompts completed by both sides; several processes generate together, and cut nothing short."""
-    parts, prompts = session.parts, session.prompts
-    processes, tokenizer = parts.processes, parts.teacher.tokenizer
+    parts, prompts, processes = session.parts, session.prompts, session.parts.processes
 
     def stop() -> bool:
         return processes.size == 1 and bool(session.interrupt.requested)
 
     with inference(parts.distiller):
-        sides = (parts.teacher.generator(), parts.student)
-        done = [complete(model, tokenizer, processes, prompts, stop) for model in sides]
+        sides = (generator_of(parts.teacher), parts.student)
+        done = [complete(model, parts.tokenizer, processes, prompts, stop) for model in sides]
     _check_interrupted(session)
     return pair(prompts, *done)
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tutelage.data.corpus import Corpus, build_corpus, unigram_counts
 from tutelage.data.loader import Loader
+from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.errors import UserError
 from tutelage.files import cache_directory
 from tutelage.kernels.dispatch import use
@@ -21,7 +22,7 @@ from tutelage.student.initialise import initialise, read_start, shape_of
 from tutelage.student.source import INITS
 from tutelage.teacher.memory import Memory, bytes_needed
 from tutelage.teacher.registry import TeacherEntry, entry, load_teacher
-from tutelage.teacher.signal import Teacher
+from tutelage.teacher.signal import Teacher, decoder_of, tokenizer_of
 from tutelage.training.allocator import keep_memory
 from tutelage.training.config import RunConfig
 from tutelage.training.distiller import Distiller
@@ -43,6 +44,7 @@ class Parts:
 
     processes: Processes
     teacher: Teacher
+    tokenizer: Tokenizer
     corpus: Corpus
     loader: Loader
     distiller: Distiller
@@ -89,18 +91,17 @@ def build(
     _check_rows(config, processes.size)
     torch.manual_seed(config.seed)
     known = _entry(config, teacher)
-    then = StudentConfig(**upgrade_origin(recorded)["student"]) if recorded else None
-    shape = processes.raise_together(lambda: planned_shape(config, known, then))
+    shape = processes.raise_together(lambda: planned_shape(config, known, _recorded_shape(recorded)))
     precision = _precision(config, known, shape, processes, recorded)
-    teacher, corpus = processes.raise_together(lambda: _load(config, known, teacher, processes, precision))
+    teacher, tokenizer, corpus = processes.raise_together(lambda: _load(config, known, teacher, processes, precision))
     if processes.device.type == "cpu":
         keep_memory()  # after loading, whose peak need not stay this process's
     if len({*processes.all_gather(corpus.fingerprint)}) > 1:
         raise UserError(f"--data {config.data or known.data} is not the same text in every process: make it so")
     loader = Loader(corpus, config.batch_size, config.seed, config.max_rows)
-    shape = replace(shape, vocab_size=teacher.tokenizer.vocab_size)
+    shape = replace(shape, vocab_size=tokenizer.vocab_size)
     _check_length(config, shape)
-    student = Decoder(shape) if recorded else _first_student(config, shape, teacher, processes)
+    student = Decoder(shape) if recorded else _first_student(config, shape, decoder_of(teacher), tokenizer, processes)
     shape = student.config
     student.gradient_checkpointing = config.gradient_checkpointing
     objective = Objective(config.loss, shape.vocab_size)
@@ -117,6 +118,7 @@ def build(
     parts = Parts(
         processes=processes,
         teacher=teacher,
+        tokenizer=tokenizer,
         corpus=corpus,
         loader=loader,
         distiller=distiller,
@@ -125,7 +127,7 @@ def build(
         steps=_steps(config, loader),
         impl=impl,
         precision=precision,
-        origin=identity(config, teacher.spec, shape, teacher.tokenizer, corpus, precision, recorded),
+        origin=identity(config, teacher.spec, shape, tokenizer, corpus, precision, recorded),
     )
     parts.teacher = _remembering(parts, config)
     return parts
@@ -136,11 +138,20 @@ def planned_shape(config: RunConfig, known: TeacherEntry, then: StudentConfig | 
     return shape_of(config.student, known.vocab_size or UNKNOWN_VOCABULARY, known.preset, then)
 
 
-def _first_student(config: RunConfig, shape: StudentConfig, teacher: Teacher, processes: Processes) -> Decoder:
+def _recorded_shape(recorded: Mapping[str, Any] | None) -> StudentConfig | None:
+    """The shape that a run began with; a field that this version does not know is refused when the rest is there."""
+    if recorded is None:
+        return None
+    known, then = {field.name for field in fields(StudentConfig)}, upgrade_origin(recorded)["student"]
+    return StudentConfig(**{name: value for name, value in then.items() if name in known})
+
+
+def _first_student(
+    config: RunConfig, shape: StudentConfig, teacher: Decoder | None, tokenizer: Tokenizer, processes: Processes
+) -> Decoder:
     """The student with its first weights, which the first process copies and all get when it is wrapped or sharded."""
-    init, source = config.student.init, teacher.decoder
+    init, source = config.student.init, teacher
     if init not in INITS:
-        tokenizer = teacher.tokenizer
         source = processes.raise_together(lambda: read_start(init, tokenizer) if processes.first else None)
         tied = processes.broadcast(source is not None and source.config.tie_embeddings)
         shape = replace(shape, tie_embeddings=tied)  # as its matrices are, whatever its config.json says
@@ -187,13 +198,27 @@ def choose_precision(config: RunConfig, known: TeacherEntry, shape: StudentConfi
 
 def _load(
     config: RunConfig, known: TeacherEntry, teacher: Teacher | None, processes: Processes, precision: Precision
-) -> tuple[Teacher, Corpus]:
-    """Teacher and text."""
+) -> tuple[Teacher, Tokenizer, Corpus]:
+    """Teacher, vocabulary and text."""
     device = teacher_device(processes, known.quantisation) if config.fsdp else str(processes.device)
     with processes.local_first():
         teacher = teacher or load_teacher(config.teacher, device, dtype=DTYPES[precision.teacher])
         sources = config.data or known.data
-        return teacher, build_corpus(sources, teacher.tokenizer, config.packing, cache_directory() / "data")
+        tokenizer = _tokenizer(config, teacher)
+        return teacher, tokenizer, build_corpus(sources, tokenizer, config.packing, cache_directory() / "data")
+
+
+def _tokenizer(config: RunConfig, teacher: Teacher) -> Tokenizer:
+    """The one that is named, which must say what the teacher's says, or the teacher's."""
+    own, name = tokenizer_of(teacher), teacher.spec.name
+    if config.tokenizer is None:
+        if own is None:
+            raise UserError(f"teacher {name} brings no tokenizer: pass --tokenizer DIRECTORY")
+        return own
+    named = Tokenizer.from_directory(config.tokenizer).within(teacher.spec.vocab_size, name)
+    if own is not None:
+        check_fingerprint(own.fingerprint, named.fingerprint, f"--tokenizer {config.tokenizer}")
+    return named
 
 
 def _steps(config: RunConfig, loader: Loader) -> int:

@@ -49,23 +49,34 @@ def read_prompts(path: str | None) -> tuple[str, ...]:
 
 
 def complete(
-    model: CausalLM,
+    model: CausalLM | None,
     tokenizer: Tokenizer,
     processes: Processes,
     prompts: Sequence[str],
     stop: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Greedy continuations, as raw text, cut short once `stop` says so; every process must ask."""
+    """Greedy continuations, as raw text, cut short once `stop` says so; every process must ask.
+
+    Instead of one for a prompt beyond the model's context, or of a teacher that does not generate, a line that says so.
+    """
+    if model is None:
+        return ["(this teacher does not generate)"] * len(prompts)
+    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    fits = [model.context is None or len(tokens) <= model.context for tokens in ids]
     done = generate(
         model,
-        [tokenizer.encode_prompt(prompt) for prompt in prompts],
+        [tokens for tokens, fit in zip(ids, fits, strict=True) if fit],
         max_new_tokens=NEW_TOKENS,
         end_ids=tokenizer.end_ids,
         stop=lambda new: stop(),
         device=processes.device,
         broadcast=processes.broadcast,
     )
-    return [tokenizer.decode(new) for new in done]
+    texts = iter(done)
+    return [
+        tokenizer.decode(next(texts)) if fit else f"(a prompt of {len(tokens)} tokens, beyond the {model.context} read)"
+        for tokens, fit in zip(ids, fits, strict=True)
+    ]
 
 
 def pair(prompts: Sequence[str], teacher: Sequence[str], student: Sequence[str]) -> list[Sample]:

@@ -2,7 +2,9 @@
 
 import pytest
 
+from tests.data.test_chat import CHATML, INST
 from tests.evaluation.test_problems import ADD
+from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.evaluation.humaneval import STYLES, humaneval
 
@@ -16,12 +18,20 @@ def test_completion_prompt_is_the_raw_prompt():
     assert STYLES["completion"].ask(ADD) == ADD.prompt
 
 
-def test_chat_prompt_is_the_exact_text():
-    assert STYLES["chat"].ask(ADD) == (
+def test_chat_prompt_is_the_exact_text(tokenizer):
+    assert STYLES["chat"].prompt(ADD, Tokenizer(tokenizer._prompts, tokenizer.specials, CHATML)) == (
         "<|im_start|>user\nComplete the following Python function.\n"
         '```python\ndef add(a, b):\n    """Sum."""\n```<|im_end|>\n'
         '<|im_start|>assistant\n```python\ndef add(a, b):\n    """Sum."""\n   '
     )
+
+
+def test_a_model_of_another_template_is_asked_in_its_own_words(tokenizer):
+    prompt = STYLES["chat"].prompt(ADD, Tokenizer(tokenizer._prompts, tokenizer.specials, INST))
+    assert prompt.startswith("[INST] Complete the following Python function.\n```python\ndef add(a, b):")
+    assert prompt.endswith('``` [/INST]```python\ndef add(a, b):\n    """Sum."""\n   ')
+    with pytest.raises(UserError, match="no chat template"):
+        STYLES["chat"].prompt(ADD, tokenizer)
 
 
 def test_missing_package_names_the_way_out(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,10 @@ class Scripted:
     """A tokenizer whose ids are code points, so that any text can be generated."""
 
     end_ids = frozenset({0})
+    segmentation = "code points"
+
+    def chat_prompt(self, question):
+        return f"{question}\nassistant: "
 
     def encode_prompt(self, text):
         return [ord(c) for c in text]
@@ -43,11 +48,11 @@ def candidate(answers, monkeypatch, style="completion"):
         return done
 
     monkeypatch.setattr(completions, "generate", generate)
-    return Candidate("scripted", None, None, Scripted(), style, 0, 0)
+    return Candidate("scripted", SimpleNamespace(context=None), None, Scripted(), style, 0, 0)
 
 
 def answers(problems, text, style="completion"):
-    return {STYLES[style].ask(problem): text(problem) for problem in problems}
+    return {STYLES[style].prompt(problem, Scripted()): text(problem) for problem in problems}
 
 
 def config(**fields):
@@ -200,8 +205,9 @@ def test_other_settings_are_other_files(changed, monkeypatch, tmp_path):
     model = candidate(answers(humaneval()[:3], lambda p: "    return None\n"), monkeypatch)
     asked = [EvaluateConfig(humaneval=True, allow_weak_sandbox=True, **{"limit": 3, **more}) for more in ({}, changed)]
     names = {
-        harness.file_name(one, load_problems("humaneval", settings), settings, "completion")
+        harness.file_name(one, load_problems("humaneval", settings), settings, {("HumanEval/0", 0): prompt})
         for one in (model, replace(model, identity="other weights"))
         for settings in asked
+        for prompt in ("def f", "[INST] def f")
     }
-    assert len(names) == 4
+    assert len(names) == 8

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
+from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.evaluation.humaneval import STOPS, STYLES, humaneval
 from tutelage.evaluation.problems import Problem, program, read_problems, split_case, truncate
@@ -13,12 +14,13 @@ ADD = Problem("Toy/0", '\ndef add(a, b):\n    """Sum."""\n', "add", "def check(c
 
 
 @pytest.mark.parametrize(("style", "text"), [("completion", "    return a + b"), ("chat", " return a + b")])
-def test_a_program_continues_where_its_prompt_ended(style, text):
+def test_a_program_continues_where_its_prompt_ended(style, text, tokenizer):
     namespace: dict = {}
     exec(program(ADD, STYLES[style], text), namespace)
     assert namespace["add"](2, 3) == 5
     code = program(ADD, STYLES[style], "")
-    assert STYLES[style].ask(ADD).endswith(code)
+    chatty = Tokenizer(tokenizer._prompts, tokenizer.specials, "{{ messages[0].content }}")
+    assert STYLES[style].prompt(ADD, chatty).endswith(code)
 
 
 def test_the_split_oracle_offers_the_prompts_helpers_to_the_test():

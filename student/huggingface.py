@@ -74,7 +74,7 @@ def config_from_huggingface(config: Mapping[str, Any]) -> StudentConfig | None:
         n_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         d_model=config["hidden_size"],
         d_ff=config["intermediate_size"],
-        d_head=config.get("head_dim"),
+        d_head=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
         max_seq_len=min(config["max_position_embeddings"], _window(config, line)),
         norm=line.norm,
         mlp=line.mlp,

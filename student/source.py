@@ -11,7 +11,7 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError, unknown
-from tutelage.hub import check_reachable
+from tutelage.hub import LOCAL, check_reachable
 from tutelage.runs import STUDENT, checkpoints, named
 from tutelage.student.config import StudentConfig
 from tutelage.student.huggingface import ARCHITECTURES, config_from_huggingface, from_huggingface
@@ -121,8 +121,8 @@ def _check_folder(place: _Place) -> None:
     if place.on_hub:
         try:
             return check_reachable(place.path)
-        except UserError as error:
-            raise UserError(f"there is no such directory, and {error}") from error
+        except UserError as error:  # whose way out is a teacher's
+            raise UserError(str(error).replace(LOCAL["model"], "name a directory or a run")) from error
     if (Path(place.path) / "adapter_config.json").is_file():
         raise UserError("it is a LoRA adapter: merge it into its model, and name that")
     if not (Path(place.path) / "config.json").is_file():

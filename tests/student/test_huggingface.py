@@ -45,6 +45,7 @@ MODELS = [
     ("qwen2", {}),
     ("qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     ("qwen2", {"head_dim": 12}),
+    ("qwen2", {"hidden_size": 34}),  # heads of 8, which leave two columns of the width over
     ("qwen3", {"head_dim": 16}),
     ("qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
     ("starcoder2", {}),
@@ -160,6 +161,24 @@ def test_a_head_with_a_bias_is_not_ours():
     theirs = build("llama")
     theirs.lm_head = torch.nn.Linear(32, 300)
     assert from_huggingface(theirs, theirs.config.to_dict()) is None
+
+
+def test_the_real_qwen_coder_is_a_student():
+    """Qwen2.5-Coder-0.5B has our names and shapes, for its 494,032,768 parameters."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+        intermediate_size=4864, max_position_embeddings=32_768, rope_theta=1e6, tie_word_embeddings=True,
+        sliding_window=32_768, use_sliding_window=False, max_window_layers=24,
+    )  # fmt: skip
+    shape = config_from_huggingface(config.to_dict())
+    with torch.device("meta"):
+        theirs, ours = Qwen2ForCausalLM(config), Decoder(shape)
+    assert theirs.num_parameters() == shape.n_parameters == 494_032_768
+    assert (shape.max_seq_len, shape.rope_theta, shape.norm_eps) == (32_768, 1e6, 1e-6)
+    names = {name.removeprefix("model."): p.shape for name, p in theirs.named_parameters()}
+    assert names == {name: p.shape for name, p in ours.named_parameters()}
 
 
 def test_training_gradients_are_those_of_transformers():

@@ -14,7 +14,8 @@ from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.files import cache_directory
 from tutelage.store import fault, publish, sha256
-from tutelage.student.weights import from_huggingface, save_student
+from tutelage.student.huggingface import from_huggingface
+from tutelage.student.weights import save_student
 
 log = logging.getLogger(__name__)
 

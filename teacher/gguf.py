@@ -16,7 +16,8 @@ import torch
 from tutelage.errors import UserError
 from tutelage.files import cache_directory
 from tutelage.store import fault, publish
-from tutelage.student.weights import from_huggingface, save_student
+from tutelage.student.huggingface import from_huggingface
+from tutelage.student.weights import save_student
 from tutelage.teacher.gguf_file import GgufFile, read
 from tutelage.teacher.gguf_tokenizer import tokenizer_of
 
@@ -69,7 +70,7 @@ def unpack(source: Path, target: Path, chat_template: str | None = None) -> None
     file = read(source)
     tokenizer = tokenizer_of(file, chat_template)
     model = _model(file)
-    decoder = from_huggingface(model, model.config.to_dict())
+    decoder = from_huggingface(model, model.config.to_dict(), tokenizer.vocab_size)
     if decoder is not None and len(decoder.head) == decoder.config.padded_vocab_size:
         save_student(decoder, tokenizer, target)
     else:

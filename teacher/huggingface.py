@@ -18,7 +18,7 @@ from tutelage.kernels.attention import documents
 from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.kernels.reference import teacher_logits
 from tutelage.student.cache import CausalLM
-from tutelage.student.weights import from_huggingface
+from tutelage.student.huggingface import from_huggingface
 from tutelage.teacher.fingerprint import weights_fingerprint
 from tutelage.teacher.load_errors import load_errors, one_line
 from tutelage.teacher.rowwise import RowwiseLM

@@ -12,7 +12,7 @@ import torch
 from tutelage.errors import UserError
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
-from tutelage.student.weights import initialise
+from tutelage.student.initialise import initialise
 from tutelage.teacher import embedded, huggingface
 from tutelage.teacher.load_errors import LONGEST, load_errors, out_of_memory
 from tutelage.teacher.registry import load_teacher
@@ -131,7 +131,7 @@ def test_layers_in_four_bits_are_no_start_for_a_student(llama_dir: Path) -> None
     teacher = huggingface.load("small", str(llama_dir), device="cpu", quantisation="nf4", dtype=torch.float32)
     assert teacher.decoder is not None
     student = Decoder(StudentConfig(**{**vars(teacher.decoder.config), "n_layers": 1}))
-    with pytest.raises(UserError, match=r"--student\.init layers.*packed in 4 bits: use embeddings or random"):
+    with pytest.raises(UserError, match=r"--student\.init layers.*quantised: use embeddings or random"):
         initialise(student, teacher.decoder, "layers")
     initialise(student, teacher.decoder, "embeddings")
     assert torch.equal(student.embed_tokens.weight[:600], teacher.decoder.embed_tokens.weight.float())

@@ -18,16 +18,16 @@ def greedy(model: torch.nn.Module, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def test_rows_of_other_lengths_do_not_touch_each_other(qwen_dir: Path) -> None:
-    teacher = load_teacher(str(qwen_dir))
+def test_rows_of_other_lengths_do_not_touch_each_other(olmo_dir: Path) -> None:
+    teacher = load_teacher(str(olmo_dir))
     assert teacher.decoder is None
     teacher.model.float()  # type: ignore[attr-defined]  # bf16 may break ties another way
     done = generate(teacher.generator(), PROMPTS, max_new_tokens=6, end_ids={10_000})
     assert done == [greedy(teacher.model, prompt, 6) for prompt in PROMPTS]  # type: ignore[attr-defined]
 
 
-def test_rows_that_end_leave_the_batch(qwen_dir: Path) -> None:
-    teacher = load_teacher(str(qwen_dir))
+def test_rows_that_end_leave_the_batch(olmo_dir: Path) -> None:
+    teacher = load_teacher(str(olmo_dir))
     teacher.model.float()  # type: ignore[attr-defined]
     whole = generate(teacher.generator(), PROMPTS, max_new_tokens=6, end_ids={10_000})
     end = whole[0][2]

@@ -210,7 +210,7 @@ def test_a_source_whose_rows_are_too_short_is_refused_with_the_flag(make_config:
     with pytest.raises(UserError, match=r"--packing.seq_len 300.*context of 256.*raise --student.max_seq_len"):
         build(starts(make_config, qwen_dir, packing=long), None)
     free = StudentOptions(init=str(qwen_dir), max_seq_len=512, dropout=0.25)
-    student = build(make_config(student=free, packing=PackingConfig(seq_len=300, heldout=0.2)), None).student
+    student = build(make_config(student=free), None).student
     assert (student.context, student.config.dropout) == (512, 0.25)
 
 

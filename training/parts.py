@@ -21,7 +21,7 @@ from tutelage.student.decoder import Decoder
 from tutelage.student.initialise import initialise, read_start, shape_of
 from tutelage.student.source import INITS
 from tutelage.teacher.memory import Memory, bytes_needed
-from tutelage.teacher.registry import TeacherEntry, entry, load_teacher
+from tutelage.teacher.registry import EMBEDDED, TeacherEntry, entry, load_teacher
 from tutelage.teacher.signal import Teacher, decoder_of, tokenizer_of
 from tutelage.training.allocator import keep_memory
 from tutelage.training.config import RunConfig
@@ -100,7 +100,7 @@ def build(
         raise UserError(f"--data {config.data or known.data} is not the same text in every process: make it so")
     loader = Loader(corpus, config.batch_size, config.seed, config.max_rows)
     shape = replace(shape, vocab_size=tokenizer.vocab_size)
-    _check_length(config, shape)
+    check_length(config, shape, teacher.spec.context)
     student = Decoder(shape) if recorded else _first_student(config, shape, decoder_of(teacher), tokenizer, processes)
     shape = student.config
     student.gradient_checkpointing = config.gradient_checkpointing
@@ -202,7 +202,9 @@ def _load(
     """Teacher, vocabulary and text."""
     device = teacher_device(processes, known.quantisation) if config.fsdp else str(processes.device)
     with processes.local_first():
-        teacher = teacher or load_teacher(config.teacher, device, dtype=DTYPES[precision.teacher])
+        teacher = teacher or load_teacher(
+            config.teacher, device, dtype=DTYPES[precision.teacher], quantisation=config.teacher_quantization
+        )
         sources = config.data or known.data
         tokenizer = _tokenizer(config, teacher)
         return teacher, tokenizer, build_corpus(sources, tokenizer, config.packing, cache_directory() / "data")
@@ -252,10 +254,11 @@ def _remembering(parts: Parts, config: RunConfig) -> Teacher:
 
 def _entry(config: RunConfig, teacher: Teacher | None) -> TeacherEntry:
     if teacher is None:
-        return entry(config.teacher)
+        return entry(config.teacher, config.teacher_quantization)
     spec = teacher.spec
-    known = replace(entry("smollm2-135m"), source=spec.source, preset="30m")
-    return replace(known, n_parameters=spec.n_parameters, d_model=spec.d_model, vocab_size=spec.vocab_size)
+    return TeacherEntry(
+        spec.source, spec.n_parameters, spec.d_model, spec.vocab_size, 0, preset="30m", data=entry(EMBEDDED).data
+    )
 
 
 def _check_end(config: RunConfig) -> None:
@@ -265,12 +268,13 @@ def _check_end(config: RunConfig) -> None:
         raise UserError(f"{' and '.join(said)} each say when to end: pass one of them")
 
 
-def _check_length(config: RunConfig, shape: StudentConfig) -> None:
+def check_length(config: RunConfig, shape: StudentConfig, teacher: int | None) -> None:
+    """Raises UserError where rows are longer than the student's or the teacher's context."""
+    rows = f"--packing.seq_len {config.packing.seq_len} is more than the"
     if config.packing.seq_len > shape.max_seq_len:
-        raise UserError(
-            f"--packing.seq_len {config.packing.seq_len} is more than the student's context of {shape.max_seq_len}:"
-            " lower it or raise --student.max_seq_len"
-        )
+        raise UserError(f"{rows} student's context of {shape.max_seq_len}: lower it or raise --student.max_seq_len")
+    if teacher is not None and config.packing.seq_len > teacher:
+        raise UserError(f"{rows} context of teacher {config.teacher}, which is {teacher}: lower it")
 
 
 def _check_rows(config: RunConfig, processes: int) -> None:

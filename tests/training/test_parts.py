@@ -99,6 +99,16 @@ def test_what_cannot_work_is_refused(make_config: Make, fields: dict[str, object
         build(make_config(**fields), None)
 
 
+def test_rows_beyond_the_teachers_context_are_refused(make_config: Make, teacher_dir: Path) -> None:
+    config = make_config(packing=PackingConfig(seq_len=300, heldout=0.2))
+    said = f"^--packing.seq_len 300 is more than the context of teacher {teacher_dir}, which is 256: lower it"
+    with pytest.raises(UserError, match=said):
+        build(config, None)
+    with pytest.raises(UserError, match=said):
+        distill(config)
+    assert not Path(config.output_dir or "").exists()
+
+
 def test_steps_and_epochs_together_are_refused(make_config: Make) -> None:
     with pytest.raises(UserError, match="--steps 3 and --epochs 2"):
         build(make_config(steps=3, epochs=2.0), None)
@@ -200,7 +210,7 @@ def test_a_source_whose_rows_are_too_short_is_refused_with_the_flag(make_config:
     with pytest.raises(UserError, match=r"--packing.seq_len 300.*context of 256.*raise --student.max_seq_len"):
         build(starts(make_config, qwen_dir, packing=long), None)
     free = StudentOptions(init=str(qwen_dir), max_seq_len=512, dropout=0.25)
-    student = build(make_config(student=free, packing=PackingConfig(seq_len=300, heldout=0.2)), None).student
+    student = build(make_config(student=free), None).student
     assert (student.context, student.config.dropout) == (512, 0.25)
 
 

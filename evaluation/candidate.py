@@ -1,6 +1,7 @@
 """A model under evaluation, ours or a teacher, behind one face."""
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from tutelage.data.tokenizer import Tokenizer
 from tutelage.evaluation.config import TEACHER
 from tutelage.student.cache import CausalLM
 from tutelage.student.weights import find_student, load_student
-from tutelage.teacher import embedded
-from tutelage.teacher.registry import EMBEDDED, entry, load_teacher
+from tutelage.teacher.entry import is_foreign
+from tutelage.teacher.registry import directory, entry, load_teacher
 from tutelage.teacher.signal import generator_of, prompt_style_of, tokenizer_of
 from tutelage.training.fidelity import Scorer, decoder_scorer
 from tutelage.training.precision import DTYPES, Name
+
+COMMIT = re.compile(r"(@[0-9a-f]{12})[0-9a-f]{28}$")
+"""At the end of a name; tables show a part of it."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,14 @@ class Candidate:
     dtype: str = "bf16"  # and how the weights are quantised, where they are
 
 
-def load_candidate(which: str, device: str, precision: Name = "bf16") -> Candidate:
-    """A teacher by `teacher:NAME`, or the model in a directory, ours or of transformers, in "bf16" or "fp32".
+def load_candidate(which: str, device: str, precision: Name = "bf16", quantisation: str | None = None) -> Candidate:
+    """A teacher by `teacher:NAME`, or the model in a directory, ours or of transformers, or in a .gguf file.
 
+    Its arithmetic is "bf16" or "fp32", its weights packed as `load_teacher` says.
     Raises UserError where there is none, or where it lacks something: a tokenizer, say.
     """
-    if which.startswith(TEACHER) or _is_huggingface(Path(which)):
-        return _teacher(which, device, precision)
+    if which.startswith(TEACHER) or is_foreign(Path(which)):
+        return _teacher(which, device, precision, quantisation)
     path = Path(which)
     student = load_student(path, dtype=DTYPES[precision], device=device)
     model = student.model
@@ -50,27 +55,19 @@ def load_candidate(which: str, device: str, precision: Name = "bf16") -> Candida
     )  # fmt: skip
 
 
-def _teacher(which: str, device: str, precision: Name) -> Candidate:
+def _teacher(which: str, device: str, precision: Name, quantisation: str | None) -> Candidate:
     name = which.removeprefix(TEACHER)
-    teacher = load_teacher(name, device, dtype=DTYPES[precision])
-    source = Path(entry(name).source)
-    disk, identity = 0, ""
-    if name == EMBEDDED or source.is_dir():
-        disk, identity = _on_disk(embedded.directory() if name == EMBEDDED else source)
+    teacher = load_teacher(name, device, dtype=DTYPES[precision], quantisation=quantisation)
+    folder = directory(name, entry(name))
+    disk, identity = _on_disk(folder) if folder else (0, "")
     model, tokenizer, size = generator_of(teacher), tokenizer_of(teacher), teacher.spec.n_parameters
     assert model is not None, "a teacher that is loaded by name generates"
     assert tokenizer is not None, "and has a vocabulary"
-    shown = which if which.startswith(TEACHER) else source.name
+    shown = COMMIT.sub(r"\1", which) if which.startswith(TEACHER) else Path(which).name
     return Candidate(
         shown, model, teacher.signal, tokenizer, prompt_style_of(teacher), size, _bytes(model, 2 * size), disk,
         f"{asdict(teacher.spec)} {identity}", ", ".join(filter(None, (teacher.spec.quantisation, precision))),
     )  # fmt: skip
-
-
-def _is_huggingface(path: Path) -> bool:
-    """Whether a directory holds a model of transformers, which names its architecture."""
-    config = path / "config.json"
-    return config.is_file() and '"architectures"' in config.read_text(encoding="utf-8", errors="replace")
 
 
 def _on_disk(directory: Path) -> tuple[int, str]:

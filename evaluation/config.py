@@ -17,8 +17,8 @@ class EvaluateConfig:
     """What to measure, of which models."""
 
     model: str | None = None
-    """Run, RUN@STEP, RUN@best, checkpoint or student directory, a directory of transformers, or teacher:NAME_OR_HUB_ID;
-    several joined by commas (default: the newest run beside its teacher)."""
+    """Run, RUN@STEP, RUN@best, checkpoint or student directory, a directory of transformers, a .gguf file, or
+    teacher:NAME_OR_HUB_ID; several joined by commas (default: the newest run beside its teacher)."""
     humaneval: bool = False
     """pass@k on HumanEval, completions executed in a sandbox."""
     mbpp: bool = False
@@ -57,6 +57,8 @@ class EvaluateConfig:
     """Execute completions even where the machine offers no strong sandbox."""
     teacher: str | None = None
     """Teacher to compare with (default: the run's own)."""
+    teacher_quantization: Literal["none", "int8", "nf4"] | None = None
+    """Pack the weights of teachers in 8 or 4 bits, or not at all (default: as in the run, or as suits them)."""
     data: str | None = None
     """Text whose held-out part is scored (default: the run's own)."""
     eval_rows: PositiveInt = 128

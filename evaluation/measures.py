@@ -56,7 +56,15 @@ class Bench:
 
     def load(self, name: str) -> Candidate:
         """A model by its name, on the device and in the precision that were asked for."""
-        return load_candidate(name, str(self.device), choose_precision(self.config.precision, self.device))
+        precision = choose_precision(self.config.precision, self.device)
+        return load_candidate(name, str(self.device), precision, self._quantisation(name))
+
+    def _quantisation(self, name: str) -> str | None:
+        """How a teacher's weights are packed: as the command says, or as in the run that it taught."""
+        if not name.startswith(TEACHER):
+            return None
+        taught = name == TEACHER + self.recorded.teacher
+        return self.config.teacher_quantization or (self.recorded.teacher_quantization if taught else None)
 
     @cached_property
     def teacher(self) -> Candidate:

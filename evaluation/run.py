@@ -13,6 +13,7 @@ from tutelage.environment import environment
 from tutelage.errors import UserError
 from tutelage.evaluation.config import TEACHER, EvaluateConfig, parse_ks
 from tutelage.runs import home, named, newest_run
+from tutelage.teacher.entry import is_foreign
 from tutelage.teacher.registry import entry
 from tutelage.training.config import RunConfig
 from tutelage.training.versions import upgrade
@@ -37,6 +38,8 @@ def evaluate(config: EvaluateConfig | None = None, **fields: Any) -> "dict[str, 
         raise UserError(f"nothing to measure: pass any of {', '.join('--' + kind for kind in KINDS)}, --report")
     parse_ks(config.k, config.samples)
     names, run = choose_models(config)
+    if "fidelity" in wanted:
+        entry(config.teacher or recorded_config(run).teacher, config.teacher_quantization)
 
     from tutelage.evaluation.measures import MEASURES, Bench
     from tutelage.evaluation.precision import choose_precision
@@ -74,14 +77,18 @@ def choose_models(config: EvaluateConfig) -> tuple[list[str], Path | None]:
     """The models by name, and the run they belong to: by default the newest run, beside its teacher."""
     if config.model is None:
         run = newest_run()
-        return [str(run), f"{TEACHER}{config.teacher or recorded_config(run).teacher}"], run
+        teacher = config.teacher or recorded_config(run).teacher
+        entry(teacher)
+        return [str(run), f"{TEACHER}{teacher}"], run
     names = list(dict.fromkeys(name.strip() for name in config.model.split(",")))
     paths = [named(name)[0] for name in names if not name.startswith(TEACHER)]
     for name in names:  # all of them, before the first is measured for minutes
-        if name.startswith(TEACHER):
+        if name.startswith(TEACHER) or Path(name).is_file() or is_foreign(Path(name)):
             entry(name.removeprefix(TEACHER))
         elif not named(name)[0].exists():
-            raise UserError(f"--model {name}: no such directory (a teacher is written {TEACHER}NAME)")
+            raise UserError(
+                f"--model {name}: no such directory (one of the hub or of our teachers is written {TEACHER}NAME)"
+            )
     return names, next(filter(None, map(home, paths)), None)
 
 

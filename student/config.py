@@ -1,7 +1,7 @@
 """The student's shape: every architectural choice, the presets, and the flags that override them."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -10,13 +10,15 @@ from tutelage.errors import UserError, unknown
 Position = Literal["rope", "sinusoidal"]
 Norm = Literal["rmsnorm", "layernorm"]
 MLP = Literal["swiglu", "gelu"]
-Init = Literal["random", "embeddings", "layers"]
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """A decoder's architecture. RoPE + RMSNorm + SwiGLU is Llama's arithmetic; RoPE + LayerNorm + GELU + biases
-    is StarCoder2's. Raises UserError where the numbers do not fit together."""  # fmt: skip
+    """A decoder's architecture. RoPE + RMSNorm + SwiGLU is Llama's arithmetic, with `qkv_bias` Qwen2's, with `qk_norm`
+    Qwen3's; RoPE + LayerNorm + GELU + biases is StarCoder2's.
+
+    Raises UserError where the numbers do not fit together.
+    """
 
     vocab_size: int
     n_layers: int
@@ -35,6 +37,8 @@ class StudentConfig:
     tie_embeddings: bool = True
     dropout: float = 0.0
     d_head: int | None = None  # None: d_model / n_heads
+    mlp_bias: bool | None = None  # None: as bias
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.d_head is None and self.d_model % self.n_heads:
@@ -52,6 +56,16 @@ class StudentConfig:
         return self.d_head or self.d_model // self.n_heads
 
     @property
+    def biased_mlp(self) -> bool:
+        """Whether the matrices of the MLP have biases."""
+        return self.bias if self.mlp_bias is None else self.mlp_bias
+
+    @property
+    def explicit(self) -> "StudentConfig":
+        """The same architecture with nothing left to follow from other fields: equal ones are equal here."""
+        return replace(self, d_head=self.head_size, mlp_bias=self.biased_mlp)
+
+    @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding: a multiple of 64, as tensor cores like it. Rows past `vocab_size` are never scored."""
         return -(-self.vocab_size // 64) * 64
@@ -62,10 +76,11 @@ class StudentConfig:
         q, kv = self.n_heads * self.head_size, self.n_kv_heads * self.head_size
         attention = self.d_model * (2 * q + 2 * kv) + self.qkv_bias * (q + 2 * kv) + self.bias * self.d_model
         matrices = 3 if self.mlp == "swiglu" else 2
-        mlp = matrices * self.d_model * self.d_ff + self.bias * ((matrices - 1) * self.d_ff + self.d_model)
-        norm = self.d_model * (2 if self.norm == "layernorm" else 1)
+        mlp = matrices * self.d_model * self.d_ff + self.biased_mlp * ((matrices - 1) * self.d_ff + self.d_model)
+        vectors = 2 if self.norm == "layernorm" else 1
+        norms = vectors * (2 * self.d_model + self.qk_norm * 2 * self.head_size)
         tables = (1 if self.tie_embeddings else 2) * self.padded_vocab_size * self.d_model
-        return tables + self.n_layers * (attention + mlp + 2 * norm) + norm
+        return tables + self.n_layers * (attention + mlp + norms) + vectors * self.d_model
 
 
 _LLAMA = {"max_seq_len": 2048, "rope_theta": 10_000.0}
@@ -93,8 +108,9 @@ class StudentOptions:
 
     preset: str | None = None
     """Preset: 125m, 60m, 30m, smollm2-6l or nano (default: the one that suits the teacher)."""
-    init: Init = "random"
-    """Initial weights: random, the teacher's embeddings, or its uniformly spaced layers and embeddings."""
+    init: str = "random"
+    """Initial weights: random; the teacher's embeddings, or layers (evenly spaced ones, and embeddings); or those of a
+    run, a model's directory or ORG/NAME[@REVISION] on the hub, whose shape they bring."""
     n_layers: PositiveInt | None = None
     """Decoder blocks."""
     n_heads: PositiveInt | None = None
@@ -116,9 +132,13 @@ class StudentOptions:
     mlp: MLP | None = None
     """Feed-forward: swiglu, or gelu (tanh form)."""
     bias: bool | None = None
-    """Biases on the output projection and the MLP."""
+    """Biases on the attention's output projection and, unless mlp_bias says otherwise, the MLP."""
+    mlp_bias: bool | None = None
+    """Biases on the MLP (default: as bias)."""
     qkv_bias: bool | None = None
     """Biases on the query, key and value projections."""
+    qk_norm: bool | None = None
+    """Normalise each head's queries and keys."""
     rope_theta: PositiveFloat | None = None
     """Base of the rotary frequencies."""
     norm_eps: PositiveFloat | None = None
@@ -134,6 +154,10 @@ def resolve(options: StudentOptions, vocab_size: int, default_preset: str) -> St
     preset = options.preset or default_preset
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
+    return StudentConfig(vocab_size=vocab_size, **{**PRESETS[preset], **given(options)})
+
+
+def given(options: StudentOptions) -> dict[str, Any]:
+    """The fields of the architecture that somebody set."""
     names = {field.name for field in fields(StudentConfig)}
-    chosen = {k: v for k, v in asdict(options).items() if k in names and v is not None}
-    return StudentConfig(vocab_size=vocab_size, **{**PRESETS[preset], **chosen})
+    return {name: value for name, value in asdict(options).items() if name in names and value is not None}

@@ -35,7 +35,7 @@ class Decoder(nn.Module):
         table = torch.empty(config.padded_vocab_size, config.d_model)
         self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.d_model, _weight=table)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = make_norm(config)
+        self.norm = make_norm(config, config.d_model)
         self.lm_head = (
             None if config.tie_embeddings else nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
         )

@@ -1,4 +1,4 @@
-"""The parts of the decoder. Module names follow Llama and StarCoder2 in transformers, so that weights carry over.
+"""The parts of the decoder. Module names follow transformers, so that weights carry over.
 
 Shapes: B rows, T tokens, D width, H query heads, K key/value heads, Dh head width, L cached tokens.
 """
@@ -26,9 +26,9 @@ class RMSNorm(nn.RMSNorm):
 NORMS: dict[str, type[RMSNorm | nn.LayerNorm]] = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
 
 
-def make_norm(config: StudentConfig) -> nn.Module:
-    """The normalisation this configuration names."""
-    return NORMS[config.norm](config.d_model, eps=config.norm_eps)
+def make_norm(config: StudentConfig, width: int) -> nn.Module:
+    """The normalisation this configuration names, of vectors of `width`."""
+    return NORMS[config.norm](width, eps=config.norm_eps)
 
 
 def rope_table(positions: Tensor, d_head: int, theta: float) -> Rope:
@@ -56,13 +56,18 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.d_model, kv, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.d_model, kv, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q, config.d_model, bias=config.bias)
+        self.q_norm, self.k_norm = (
+            make_norm(config, config.head_size) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, x: Tensor, rope: Rope | None, sight: Sight | None, cache: KVCache | None) -> Tensor:
         """`x (B, T, D)` → `(B, T, D)`; without a `sight` it is plain causal."""
         B, T, _ = x.shape
         q, k, v = (
-            proj(x).view(B, T, -1, self.d_head).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (B, H | K, T, Dh)
+            proj(x).view(B, T, -1, self.d_head) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B, T, H | K, Dh)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast norms are fp32
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (B, H | K, T, Dh)
         if cache is None or sight is None:
             y = attention(q, k, v, sight, rope)
         else:
@@ -77,9 +82,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=config.biased_mlp)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.biased_mlp)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.biased_mlp)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, T, D)` → `(B, T, D)`."""
@@ -92,8 +97,8 @@ class GELU(nn.Module):
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.c_proj = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.c_fc = nn.Linear(config.d_model, config.d_ff, bias=config.biased_mlp)
+        self.c_proj = nn.Linear(config.d_ff, config.d_model, bias=config.biased_mlp)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, T, D)` → `(B, T, D)`."""
@@ -109,9 +114,9 @@ class Block(nn.Module):
 
     def __init__(self, config: StudentConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = make_norm(config)
+        self.input_layernorm = make_norm(config, config.d_model)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = make_norm(config)
+        self.post_attention_layernorm = make_norm(config, config.d_model)
         self.mlp = MLPS[config.mlp](config)
         self.dropout = config.dropout
 

@@ -51,14 +51,7 @@ class DecoderTeacher:
         return self.decoder
 
 
-def load(
-    name: str,
-    path: Path,
-    *,
-    device: str,
-    dtype: torch.dtype = torch.bfloat16,
-    prompt_style: str = "completion",
-) -> DecoderTeacher:
+def load(name: str, path: Path, *, device: str, dtype: torch.dtype = torch.bfloat16) -> DecoderTeacher:
     """The student at `path` (see `load_student`) as a teacher that computes in `dtype`, bf16 or fp32.
 
     On "meta" only its shape is read, not its weights. Raises UserError for whatever goes wrong.
@@ -71,7 +64,7 @@ def load(
             student.model.to(device)
     weights = "" if device == "meta" else weights_fingerprint(student.model)
     spec = decoder_spec(name, path.name, student.model, student.tokenizer, weights)
-    return DecoderTeacher(student.model, student.tokenizer, spec, prompt_style)
+    return DecoderTeacher(student.model, student.tokenizer, spec)
 
 
 def decoder_spec(name: str, source: str, decoder: Decoder, tokenizer: Tokenizer, weights: str = "") -> TeacherSpec:
@@ -87,6 +80,7 @@ def decoder_spec(name: str, source: str, decoder: Decoder, tokenizer: Tokenizer,
         d_model=shape.d_model,
         n_layers=shape.n_layers,
         tokenizer_fingerprint=tokenizer.fingerprint,
+        context=shape.max_seq_len,
         weights=weights,
     )
 

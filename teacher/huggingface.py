@@ -5,7 +5,6 @@ Shapes: B rows, T tokens, E teacher width, V vocabulary.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,19 @@ from torch import Tensor, nn
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.hub import check_reachable
+from tutelage.hub import check_reachable, small_files
 from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.student.cache import CausalLM
-from tutelage.student.decoder import Decoder
-from tutelage.student.weights import from_huggingface
+from tutelage.student.huggingface import from_huggingface
 from tutelage.teacher.fingerprint import weights_fingerprint
 from tutelage.teacher.load_errors import load_errors, one_line
+from tutelage.teacher.preflight import preflight
 from tutelage.teacher.probe import Probe, check_head, check_weights, count
 from tutelage.teacher.rowwise import RowwiseLM, WindowedLM
 from tutelage.teacher.signal import Signal, TeacherSpec
 from tutelage.teacher.text_model import TextModel
 
 QUANTISATIONS = ("nf4", "int8")
-SMALL_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "tokenizer*", "vocab*", "merges*"]
-"""Of a model on the hub: its configuration and its tokenizer."""
 
 
 class HuggingFaceTeacher:
@@ -38,11 +35,11 @@ class HuggingFaceTeacher:
 
     provides = frozenset({"full"})
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, spec: TeacherSpec, prompt_style: str = "completion") -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, spec: TeacherSpec) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer, self.spec, self.prompt_style = tokenizer, spec, prompt_style
+        self.tokenizer, self.spec, self.prompt_style = tokenizer, spec, "completion"
         self.text = TextModel(model, spec.vocab_size)
-        self.decoder = _decoder(model, spec.vocab_size)
+        self.decoder = from_huggingface(model, model.config.to_dict(), spec.vocab_size)
         self.cached = True
         """Whether transformers remembers what was generated so far."""
         if not _is_skeleton(model):
@@ -103,7 +100,6 @@ def load(
     dtype: torch.dtype = torch.bfloat16,
     quantisation: str | None = None,
     revision: str | None = None,
-    prompt_style: str = "completion",
 ) -> HuggingFaceTeacher:
     """The causal LM at a local directory or hub id (at `revision`), on `device`, computing in `dtype`.
 
@@ -112,13 +108,15 @@ def load(
     """
     if quantisation not in (*QUANTISATIONS, None):
         raise UserError(f"unknown quantisation '{quantisation}': choose nf4, int8 or none")
-    if not Path(source).is_dir():
-        check_reachable(source)
+    local = Path(source).is_dir()
+    if not local:
+        check_reachable(source, revision=revision)
     with load_errors(name, source, device, dtype):
         from transformers import AutoConfig
 
-        folder, commit = _small_files(source, revision)
-        # TODO once teacher/preflight.py is there: preflight(name, folder)
+        folder = Path(source) if local else small_files(source, revision)
+        commit = None if local else folder.name
+        preflight(name, folder, quantisation)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config.return_dict = True
         config._attn_implementation = None  # what the architecture has here, not what its makers had installed
@@ -128,10 +126,8 @@ def load(
             model = _skeleton(name, config, dtype)
         else:
             model = _pretrained(name, source, commit, config, device, dtype, quantisation)
-        return teach(
-            name, model, tokenizer, Path(source).name if Path(source).is_dir() else source,
-            revision=commit, quantisation=quantisation, prompt_style=prompt_style,
-        )  # fmt: skip
+        shown = folder.name if local else source
+        return teach(name, model, tokenizer, shown, revision=commit, quantisation=quantisation)
 
 
 def teach(
@@ -142,7 +138,6 @@ def teach(
     *,
     revision: str | None = None,
     quantisation: str | None = None,
-    prompt_style: str = "completion",
 ) -> HuggingFaceTeacher:
     """A transformers model and its tokenizer as a teacher that says what it is. Raises UserError like both."""
     head = model.get_output_embeddings()
@@ -163,17 +158,7 @@ def teach(
         context=text.context,
         weights="" if _is_skeleton(model) else weights_fingerprint(model),
     )
-    return HuggingFaceTeacher(model, tokenizer, spec, prompt_style)
-
-
-def _small_files(source: str, revision: str | None) -> tuple[Path, str | None]:
-    """Where the configuration and the tokenizer lie, and the commit they are of, if they came from the hub."""
-    if Path(source).is_dir():
-        return Path(source), None
-    from huggingface_hub import snapshot_download
-
-    folder = Path(snapshot_download(source, revision=revision, allow_patterns=SMALL_FILES))
-    return folder, folder.name
+    return HuggingFaceTeacher(model, tokenizer, spec)
 
 
 def _auto_class(config: Any) -> Any:
@@ -231,15 +216,6 @@ def _quantised(quantisation: str, dtype: torch.dtype) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _decoder(model: Any, vocab_size: int) -> Decoder | None:
-    """Its weights in our arithmetic, if that can carry them, with the scores that the tokenizer knows."""
-    decoder = from_huggingface(model, model.config.to_dict())
-    if decoder is None or decoder.head is not model.get_output_embeddings().weight:
-        return None
-    decoder.config = replace(decoder.config, vocab_size=vocab_size)
-    return decoder
 
 
 def _is_skeleton(model: nn.Module) -> bool:

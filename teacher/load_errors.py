@@ -1,8 +1,10 @@
 """What goes wrong while a teacher is loaded, as one line that names the way out."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 
@@ -26,10 +28,33 @@ def load_errors(name: str, source: str, device: str, dtype: torch.dtype) -> Iter
                 " choose a smaller or a 4-bit --teacher, --precision bf16 instead of fp32, or several processes"
                 " that share its weights with --fsdp"
             ) from error
+        if "ignore_mismatched_sizes" in str(error):
+            raise UserError(
+                f"teacher {name}: the weights in {source} have other sizes than its config.json says"
+                f"{_mismatch(source)}: the two do not belong together, fetch both again"
+            ) from error
         raise UserError(
             f"teacher {name} cannot be loaded from {source} ({one_line(error)}):"
             " mend or update what it names, or choose another --teacher"
         ) from error
+
+
+def _mismatch(source: str) -> str:
+    """The first weight whose size is another, with both."""
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with suppress(Exception), torch.device("meta"):  # this only adds to what is said anyway
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        expected = {key: [*tensor.shape] for key, tensor in model.state_dict().items()}
+        for path in sorted(Path(source).glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    shape = file.get_slice(key).get_shape()
+                    if shape != expected.get(key, shape):
+                        return f" ({key} is {shape}, and should be {expected[key]})"
+    return ""
 
 
 def one_line(error: BaseException) -> str:

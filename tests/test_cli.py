@@ -97,7 +97,7 @@ def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
         (["--stepz", "5"], ["--stepz", "--steps"]),
         (["--step", "5"], ["--step", "did you mean '--steps'"]),  # not taken for it, as argparse would
         (["--student.n_layerz", "5"], ["--student.n_layerz", "did you mean '--student.n_layers'"]),
-        (["--student.init", "layer"], ["--student.init", "'layer'", "did you mean 'layers'"]),
+        (["--student.mlp", "gelo"], ["--student.mlp", "'gelo'", "did you mean 'gelu'"]),
         (["--precision", "bf61"], ["--precision", "bf61", "bf16"]),
         (["--optim.schedule", "xyz"], ["xyz", "cosine", "wsd"]),
         (["--steps", "-5"], ["--steps", "-5", ">0"]),

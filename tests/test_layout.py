@@ -15,8 +15,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("kernels", "data", "student", "teacher", "losses", "training", "evaluation")
 COMMON = ("errors", "cli", "locks", "store", "files", "hub", "runs", "environment", "numbers")
-TOKENIZER_FILES = {"data/tokenizer.py", "data/token_bytes.py", "data/train_tokenizer.py"}
-TRANSFORMERS = {"teacher/huggingface.py", "teacher/rowwise.py", "teacher/embedded.py", *TOKENIZER_FILES}
+TOKENIZER_FILES = {"data/tokenizer_files.py", "data/chat.py"}
+TRANSFORMERS = {
+    "student/source.py",
+    "teacher/huggingface.py",
+    "teacher/rowwise.py",
+    "teacher/embedded.py",
+    "teacher/gguf.py",
+    *TOKENIZER_FILES,
+}
 
 
 def sources(*folders: str) -> list[Path]:

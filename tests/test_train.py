@@ -169,7 +169,7 @@ def test_another_vocabulary_than_the_teachers_is_refused(make_config: Make, tmp_
         distill(make_config(tokenizer=str(tmp_path / "other")))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "olmo"])
 def test_transformers_teachers_train_whatever_their_arithmetic(
     make_config: Make, tmp_path: Path, tokenizer: Tokenizer, kind: str
 ) -> None:

@@ -52,7 +52,10 @@ class RunConfig:
     """Everything that decides a run."""
 
     teacher: str = "smollm2-135m"
-    """Teacher: smollm2-135m (embedded), starcoder2-3b, codellama-7b (4-bit), a hub id or a local directory."""
+    """Teacher: smollm2-135m (embedded), gemma3-270m, starcoder2-3b, codellama-7b (4-bit), a hub id, a run, a local
+    directory, or a .gguf file; of the hub's also NAME@REVISION."""
+    teacher_quantization: Literal["none", "int8", "nf4"] | None = None
+    """Pack the teacher's weights in 8 or 4 bits, or not at all (default: as suits it; for models of transformers)."""
     tokenizer: str | None = None
     """Directory with the tokenizer.json of student and text (default: the teacher's own)."""
     data: str | None = None

@@ -26,7 +26,7 @@ FORMULAS: dict[str, dict[int, Callable[[Tokenizer, Corpus], str]]] = {
 
 INFORMATIVE = {"teacher.name", "teacher.revision", "data.sources"}
 """Recorded, and no part of what the run is: the same content may have moved."""
-RESOLVED = {"teacher", "student", "packing", "data"}
+RESOLVED = {"teacher", "teacher_quantization", "student", "packing", "data"}
 """Settings of which the identity holds what came of them."""
 
 

@@ -14,7 +14,7 @@ from tutelage.data.batch import Batch
 from tutelage.data.loader import heldout_batches
 from tutelage.environment import environment
 from tutelage.runs import checkpoints, step_of
-from tutelage.teacher.registry import entry
+from tutelage.teacher.registry import OBJECT, entry, pinned
 from tutelage.teacher.signal import Teacher, generator_of
 from tutelage.training.allocator import request_huge_pages
 from tutelage.training.checkpoint import Saver, TrainingState, find_checkpoint, load_checkpoint, read_state, room
@@ -91,7 +91,7 @@ def distill(config: RunConfig | None = None, *, teacher: Teacher | str | None = 
         fields, teacher = {**fields, "teacher": teacher}, None
     config = cli.validate(replace(config or RunConfig(), **fields))
     if teacher is not None:  # the record says who taught, and on what
-        config = replace(config, teacher=teacher.spec.name, data=config.data or entry("smollm2-135m").data)
+        config = replace(config, teacher=OBJECT + teacher.spec.name, data=config.data or entry("smollm2-135m").data)
     with Processes(config.device) as processes, out_of_memory(config, processes):
         return _run(config, teacher, processes, begun)
 
@@ -149,6 +149,8 @@ def _prepare(
         checkpoint = find_checkpoint(processes, config.resume)
         recorded = read_state(checkpoint).origin
     parts = build(config, teacher, processes, recorded)
+    if teacher is None:
+        config = replace(config, teacher=pinned(config.teacher, parts.teacher.spec))
     sized = steps_that_fit(parts, config, time.perf_counter() - begun) if config.minutes else 0
     if config.resume:
         state = processes.raise_together(lambda: load_checkpoint(parts, checkpoint))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +16,12 @@ from tutelage.errors import UserError
 from tutelage.files import cache_directory
 from tutelage.kernels.dispatch import use
 from tutelage.losses.objective import Objective
-from tutelage.student.config import StudentConfig, resolve
+from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
-from tutelage.student.weights import initialise
+from tutelage.student.initialise import initialise, read_start, shape_of
+from tutelage.student.source import INITS
 from tutelage.teacher.memory import Memory, bytes_needed
-from tutelage.teacher.registry import TeacherEntry, entry, load_teacher
+from tutelage.teacher.registry import EMBEDDED, TeacherEntry, entry, load_teacher
 from tutelage.teacher.signal import Teacher, decoder_of, tokenizer_of
 from tutelage.training.allocator import keep_memory
 from tutelage.training.config import RunConfig
@@ -90,21 +91,19 @@ def build(
     _check_rows(config, processes.size)
     torch.manual_seed(config.seed)
     known = _entry(config, teacher)
-    precision = _precision(config, known, processes, recorded)
+    shape = processes.raise_together(lambda: planned_shape(config, known, _recorded_shape(recorded)))
+    precision = _precision(config, known, shape, processes, recorded)
     teacher, tokenizer, corpus = processes.raise_together(lambda: _load(config, known, teacher, processes, precision))
     if processes.device.type == "cpu":
         keep_memory()  # after loading, whose peak need not stay this process's
     if len({*processes.all_gather(corpus.fingerprint)}) > 1:
         raise UserError(f"--data {config.data or known.data} is not the same text in every process: make it so")
     loader = Loader(corpus, config.batch_size, config.seed, config.max_rows)
-    shape = resolve(config.student, tokenizer.vocab_size, known.preset)
-    _check_length(config, shape)
-    student = Decoder(shape)
+    shape = replace(shape, vocab_size=tokenizer.vocab_size)
+    check_length(config, shape, teacher.spec.context)
+    student = Decoder(shape) if recorded else _first_student(config, shape, decoder_of(teacher), tokenizer, processes)
+    shape = student.config
     student.gradient_checkpointing = config.gradient_checkpointing
-    source = decoder_of(teacher)
-    # with --fsdp the first process alone has weights to copy, and all get its student
-    copies = processes.first or not config.fsdp
-    processes.raise_together(lambda: initialise(student, source, config.student.init) if copies else None)
     objective = Objective(config.loss, shape.vocab_size)
     objective.check(teacher)
     distiller = Distiller(student, objective, precision).train()
@@ -134,8 +133,39 @@ def build(
     return parts
 
 
+def planned_shape(config: RunConfig, known: TeacherEntry, then: StudentConfig | None = None) -> StudentConfig:
+    """The student's shape as far as it is known before anything is loaded; `then` is that of a run that goes on."""
+    return shape_of(config.student, known.vocab_size or UNKNOWN_VOCABULARY, known.preset, then)
+
+
+def _recorded_shape(recorded: Mapping[str, Any] | None) -> StudentConfig | None:
+    """The shape that a run began with; a field that this version does not know is refused when the rest is there."""
+    if recorded is None:
+        return None
+    known, then = {field.name for field in fields(StudentConfig)}, upgrade_origin(recorded)["student"]
+    return StudentConfig(**{name: value for name, value in then.items() if name in known})
+
+
+def _first_student(
+    config: RunConfig, shape: StudentConfig, teacher: Decoder | None, tokenizer: Tokenizer, processes: Processes
+) -> Decoder:
+    """The student with its first weights, which the first process copies and all get when it is wrapped or sharded."""
+    init, source = config.student.init, teacher
+    if init not in INITS:
+        source = processes.raise_together(lambda: read_start(init, tokenizer) if processes.first else None)
+        tied = processes.broadcast(source is not None and source.config.tie_embeddings)
+        shape = replace(shape, tie_embeddings=tied)  # as its matrices are, whatever its config.json says
+    student = Decoder(shape)
+    processes.raise_together(lambda: initialise(student, source, init) if processes.first else None)
+    return student
+
+
 def _precision(
-    config: RunConfig, known: TeacherEntry, processes: Processes, recorded: Mapping[str, Any] | None
+    config: RunConfig,
+    known: TeacherEntry,
+    shape: StudentConfig,
+    processes: Processes,
+    recorded: Mapping[str, Any] | None,
 ) -> Precision:
     """What the run began with, or what is chosen now."""
     if recorded is not None and "precision" in recorded:
@@ -146,12 +176,11 @@ def _precision(
                 " leave the flag out, or start another run"
             )
         return precision
-    return choose_precision(config, known, processes)
+    return choose_precision(config, known, shape, processes)
 
 
-def choose_precision(config: RunConfig, known: TeacherEntry, processes: Processes) -> Precision:
+def choose_precision(config: RunConfig, known: TeacherEntry, shape: StudentConfig, processes: Processes) -> Precision:
     """What `--precision` says of these shapes on rank 0's device, for all processes."""
-    shape = resolve(config.student, known.vocab_size or UNKNOWN_VOCABULARY, known.preset)
     rows = -(-config.batch_size // (config.accumulate * processes.size))
     widths = Widths(
         tokens=rows * config.packing.seq_len,
@@ -173,7 +202,9 @@ def _load(
     """Teacher, vocabulary and text."""
     device = teacher_device(processes, known.quantisation) if config.fsdp else str(processes.device)
     with processes.local_first():
-        teacher = teacher or load_teacher(config.teacher, device, dtype=DTYPES[precision.teacher])
+        teacher = teacher or load_teacher(
+            config.teacher, device, dtype=DTYPES[precision.teacher], quantisation=config.teacher_quantization
+        )
         sources = config.data or known.data
         tokenizer = _tokenizer(config, teacher)
         return teacher, tokenizer, build_corpus(sources, tokenizer, config.packing, cache_directory() / "data")
@@ -223,10 +254,11 @@ def _remembering(parts: Parts, config: RunConfig) -> Teacher:
 
 def _entry(config: RunConfig, teacher: Teacher | None) -> TeacherEntry:
     if teacher is None:
-        return entry(config.teacher)
+        return entry(config.teacher, config.teacher_quantization)
     spec = teacher.spec
-    known = replace(entry("smollm2-135m"), source=spec.source, preset="30m")
-    return replace(known, n_parameters=spec.n_parameters, d_model=spec.d_model, vocab_size=spec.vocab_size)
+    return TeacherEntry(
+        spec.source, spec.n_parameters, spec.d_model, spec.vocab_size, 0, preset="30m", data=entry(EMBEDDED).data
+    )
 
 
 def _check_end(config: RunConfig) -> None:
@@ -236,12 +268,13 @@ def _check_end(config: RunConfig) -> None:
         raise UserError(f"{' and '.join(said)} each say when to end: pass one of them")
 
 
-def _check_length(config: RunConfig, shape: StudentConfig) -> None:
+def check_length(config: RunConfig, shape: StudentConfig, teacher: int | None) -> None:
+    """Raises UserError where rows are longer than the student's or the teacher's context."""
+    rows = f"--packing.seq_len {config.packing.seq_len} is more than the"
     if config.packing.seq_len > shape.max_seq_len:
-        raise UserError(
-            f"--packing.seq_len {config.packing.seq_len} is more than the student's context of {shape.max_seq_len}:"
-            " lower it or raise --student.max_seq_len"
-        )
+        raise UserError(f"{rows} student's context of {shape.max_seq_len}: lower it or raise --student.max_seq_len")
+    if teacher is not None and config.packing.seq_len > teacher:
+        raise UserError(f"{rows} context of teacher {config.teacher}, which is {teacher}: lower it")
 
 
 def _check_rows(config: RunConfig, processes: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,15 +11,16 @@ from rich.console import Console
 from tutelage.data.batch import Batch
 from tutelage.kernels.linear_divergence import CHUNK, DenseTeacher
 from tutelage.losses.objective import Objective
-from tutelage.student.config import StudentConfig, resolve
+from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
+from tutelage.student.weights import find_student, read_config
 from tutelage.teacher.memory import bytes_needed
 from tutelage.teacher.registry import TeacherEntry, entry
 from tutelage.teacher.signal import Signal
 from tutelage.training.config import RunConfig
 from tutelage.training.distiller import Distiller
 from tutelage.training.optim import make_optimizer
-from tutelage.training.parts import GIB, UNKNOWN_VOCABULARY, Parts, choose_precision
+from tutelage.training.parts import GIB, UNKNOWN_VOCABULARY, Parts, check_length, choose_precision, planned_shape
 from tutelage.training.precision import DTYPES, Precision
 from tutelage.training.processes import Processes
 from tutelage.training.sizing import timed_steps
@@ -67,8 +69,10 @@ class OneBlock:
 
 def plan(config: RunConfig, known: TeacherEntry, processes: Processes) -> dict[str, str]:
     """Lines of the plan, memory for each process. Raises UserError where the student cannot be built."""
-    student = resolve(config.student, known.vocab_size or UNKNOWN_VOCABULARY, known.preset)
-    precision = choose_precision(config, known, processes)
+    then = read_config(find_student(Path(config.resume)))[0] if config.resume else None
+    student = planned_shape(config, known, then)
+    check_length(config, student, known.context)
+    precision = choose_precision(config, known, student, processes)
     step = measured(config, known, student, precision, processes)
     tokens, whole = config.batch_size * config.packing.seq_len, sum(step.values())
     split = ", ".join(f"{part} {seconds:.2g}" for part, seconds in step.items())
@@ -88,7 +92,7 @@ def plan(config: RunConfig, known: TeacherEntry, processes: Processes) -> dict[s
 def show(config: RunConfig) -> None:
     """Prints the plan, of as many processes as were started."""
     with Processes(config.device) as processes, out_of_memory(config, processes):
-        lines = plan(config, entry(config.teacher), processes)
+        lines = plan(config, entry(config.teacher, config.teacher_quantization), processes)
         if processes.first:
             text = "\n".join(f"{name:<8} {line}" for name, line in lines.items())
             Console(highlight=False).print(text, soft_wrap=True, markup=False)
@@ -178,7 +182,7 @@ def _answers(config: RunConfig, known: TeacherEntry, processes: Processes, preci
 def _teacher_line(name: str, known: TeacherEntry, precision: Precision) -> str:
     if not known.n_parameters:
         return f"{name}: its size is known once it is downloaded"
-    how = {None: precision.teacher, "nf4": "4-bit NF4"}[known.quantisation]
+    how = {None: precision.teacher, "int8": "8 bits", "nf4": "4-bit NF4"}[known.quantisation]
     download = f", download {known.download_bytes / 1e9:,.1f} GB" if known.download_bytes else ", no download"
     return f"{name} ({known.source}): {known.n_parameters:,} parameters in {how}{download}"
 

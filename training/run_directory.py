@@ -17,6 +17,7 @@ from tutelage.environment import environment
 from tutelage.errors import UserError
 from tutelage.locks import lock
 from tutelage.runs import CONFIG, ENVIRONMENT, recorded_config
+from tutelage.teacher.registry import OBJECT
 from tutelage.training.config import RunConfig
 from tutelage.training.identity import differences
 from tutelage.training.versions import VERSION, upgrade
@@ -32,7 +33,7 @@ def run_path(config: RunConfig) -> Path:
     if config.resume:
         return recorded_config(config.resume).parent
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = Path(config.output_dir or Path("runs") / f"{stamp}-{Path(config.teacher).name}")
+    path = Path(config.output_dir or Path("runs") / f"{stamp}-{Path(config.teacher.removeprefix(OBJECT)).name}")
     if path.exists() and (not path.is_dir() or {inside.name for inside in path.iterdir()} - {LOCK}):
         raise UserError(f"--output_dir {path} is not empty: pass --resume {path} to go on, or another directory")
     parent = next(p for p in (path, *path.absolute().parents) if p.exists())

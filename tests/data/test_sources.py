@@ -141,3 +141,9 @@ def test_a_row_of_100_mb_is_skipped_and_named_in_little_memory(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 2**20  # KiB
     with pytest.raises(UserError, match="1 of the first 121 rows"):
         list(read(str(path), PackingConfig(max_bad_rows=0.001)))
+
+
+def test_a_run_is_not_taken_for_text(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "step-5").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run' is a run, not text: .*--resume .*--teacher"):
+        parse_sources(str(tmp_path / "run"))

@@ -21,7 +21,9 @@ OTHER_VALUES = {
     "norm": "layernorm",
     "mlp": "gelu",
     "bias": True,
+    "mlp_bias": True,
     "qkv_bias": True,
+    "qk_norm": True,
     "rope_theta": 123.0,
     "norm_eps": 1e-3,
     "tie_embeddings": False,
@@ -31,6 +33,10 @@ VARIANTS = [
     {},
     {"bias": True},
     {"qkv_bias": True},
+    {"mlp_bias": True},
+    {"mlp_bias": False, "bias": True},
+    {"qk_norm": True, "d_head": 24},
+    {"qk_norm": True, "norm": "layernorm"},
     {"tie_embeddings": False},
     {"norm": "layernorm"},
     {"mlp": "gelu"},
@@ -63,10 +69,11 @@ def test_parameters_are_counted_exactly(preset, changes):
     layers=st.integers(1, 3),
     vocab=st.integers(1, 200),
     d_ff=st.integers(1, 50),
-    flags=st.tuples(*[st.booleans()] * 5),
+    flags=st.tuples(*[st.booleans()] * 6),
+    mlp_bias=st.sampled_from([None, True, False]),
 )
-def test_parameters_of_any_shape(groups, kv, d_head, layers, vocab, d_ff, flags):
-    bias, qkv_bias, tie, layernorm, gelu = flags
+def test_parameters_of_any_shape(groups, kv, d_head, layers, vocab, d_ff, flags, mlp_bias):
+    bias, qkv_bias, tie, layernorm, gelu, qk_norm = flags
     config = StudentConfig(
         vocab_size=vocab,
         n_layers=layers,
@@ -76,6 +83,8 @@ def test_parameters_of_any_shape(groups, kv, d_head, layers, vocab, d_ff, flags)
         d_ff=d_ff,
         bias=bias,
         qkv_bias=qkv_bias,
+        mlp_bias=mlp_bias,
+        qk_norm=qk_norm,
         tie_embeddings=tie,
         norm="layernorm" if layernorm else "rmsnorm",
         mlp="gelu" if gelu else "swiglu",
@@ -150,3 +159,10 @@ def test_numbers_that_do_not_fit_are_refused(changes, named):
 
 def test_an_odd_head_is_fine_without_rotation():
     assert nano(d_head=7, position="sinusoidal").head_size == 7
+
+
+def test_what_follows_from_other_fields_can_be_said():
+    config = nano(bias=True)
+    assert (config.d_head, config.mlp_bias, config.biased_mlp) == (None, None, True)
+    assert config.explicit == nano(bias=True, d_head=16, mlp_bias=True) == nano(bias=True, d_head=16).explicit
+    assert nano(bias=True, mlp_bias=False).explicit != config.explicit

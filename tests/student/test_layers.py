@@ -48,7 +48,7 @@ def test_rmsnorm_takes_its_mean_in_fp32():
 
 def test_make_norm_passes_width_and_epsilon():
     for name, kind in (("rmsnorm", RMSNorm), ("layernorm", torch.nn.LayerNorm)):
-        norm = make_norm(config(norm=name, norm_eps=0.5))
+        norm = make_norm(config(norm=name, norm_eps=0.5), 32)
         assert type(norm) is kind
         assert norm.eps == 0.5
     x = torch.randn(3, 32)
@@ -141,6 +141,36 @@ def test_attention_layer_is_projections_rotation_and_the_specification(bias, qkv
     torch.testing.assert_close(layer(x, rope, None, None), expected, rtol=1e-4, atol=1e-5)
     assert (layer.o_proj.bias is not None) == bias
     assert all((p.bias is not None) == qkv_bias for p in (layer.q_proj, layer.k_proj, layer.v_proj))
+
+
+@pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
+def test_queries_and_keys_are_normalised_by_head_before_they_are_rotated(kind):
+    layer, x = shaken(Attention(config(qk_norm=True, norm=kind), 0)), torch.randn(2, 6, 32)
+    rope = rope_table(torch.arange(6).expand(2, 6), 8, 10_000.0)
+    q, k, v = (F.linear(x, p.weight).unflatten(-1, (-1, 8)) for p in (layer.q_proj, layer.k_proj, layer.v_proj))
+    q, k, v = (each.transpose(1, 2) for each in (layer.q_norm(q), layer.k_norm(k), v))
+    y = reference.attention(rotate(q, *rope), rotate(k, *rope), v)
+    expected = F.linear(y.transpose(1, 2).flatten(2), layer.o_proj.weight)
+    torch.testing.assert_close(layer(x, rope, None, None), expected, rtol=1e-4, atol=1e-5)
+    assert layer.q_norm.weight.shape == layer.k_norm.weight.shape == (8,)
+    assert not torch.equal(layer.q_norm.weight, layer.k_norm.weight)
+    assert not list(Attention(config(), 0).q_norm.parameters())
+
+
+def test_normalised_queries_and_keys_have_the_values_dtype_under_autocast():
+    layer, x = shaken(Attention(config(qk_norm=True), 0)), torch.randn(2, 6, 32)
+    rope = rope_table(torch.arange(6).expand(2, 6), 8, 10_000.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x, rope, None, None)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), layer(x, rope, None, None), rtol=0.1, atol=0.1)
+
+
+def test_biases_of_the_mlp_may_differ_from_the_attentions():
+    for bias, mlp_bias in ((True, False), (False, True)):
+        block = Block(config(bias=bias, mlp_bias=mlp_bias), 0)
+        assert (block.self_attn.o_proj.bias is not None) == bias
+        assert (block.mlp.up_proj.bias is not None) == (block.mlp.down_proj.bias is not None) == mlp_bias
 
 
 def test_block_is_pre_norm_with_two_residuals():

@@ -38,11 +38,19 @@ def starcoder_dir(tmp_path_factory: pytest.TempPathFactory, save_model: Callable
 
 @pytest.fixture(scope="session")
 def qwen_dir(tmp_path_factory: pytest.TempPathFactory, save_model: Callable[..., Path]) -> Path:
-    """An arithmetic that is not ours: biases on queries, keys and values alone."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     return save_model(Qwen2ForCausalLM(Qwen2Config(**HF_SHAPE)), tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def olmo_dir(tmp_path_factory: pytest.TempPathFactory, save_model: Callable[..., Path]) -> Path:
+    """An arithmetic that is not ours: norms without weights."""
+    from transformers import OlmoConfig, OlmoForCausalLM
+
+    torch.manual_seed(0)
+    return save_model(OlmoForCausalLM(OlmoConfig(**HF_SHAPE)), tmp_path_factory.mktemp("olmo"))
 
 
 @pytest.fixture(scope="session")

@@ -41,10 +41,10 @@ def test_in_fp32_the_weights_are_those_on_disk(teacher_dir: Path, teacher_decode
 
 
 def test_the_spec_says_what_it_is(teacher_dir: Path, teacher_decoder: Decoder, tokenizer: Tokenizer) -> None:
-    teacher = load("mine", teacher_dir, device="cpu", prompt_style="chat")
+    teacher = load("mine", teacher_dir, device="cpu")
     spec = teacher.spec
     # The embedding has 640 rows: 600 ids and padding to a multiple of 64.
     assert spec.n_parameters == sum(p.numel() for p in teacher_decoder.parameters()) == 640 * 64 + 2 * 36_992 + 64
     assert (spec.name, spec.vocab_size, spec.d_model, spec.n_layers) == ("mine", 600, 64, 2)
     assert (spec.quantisation, spec.tokenizer_fingerprint) == (None, tokenizer.fingerprint)
-    assert (teacher.prompt_style, teacher.provides) == ("chat", {"full"})
+    assert (teacher.prompt_style, teacher.provides, spec.context) == ("completion", {"full"}, 256)

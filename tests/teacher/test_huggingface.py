@@ -19,14 +19,14 @@ from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.kernels.reference import teacher_logits
 from tutelage.student.decoder import Decoder
-from tutelage.student.weights import config_from_huggingface
+from tutelage.student.huggingface import config_from_huggingface
 from tutelage.teacher import huggingface
 from tutelage.teacher.registry import entry, load_teacher
 from tutelage.teacher.rowwise import RowwiseLM
 from tutelage.teacher.signal import Shardable, decoder_of
 
 
-@pytest.fixture(params=["llama_dir", "starcoder_dir", "qwen_dir"])
+@pytest.fixture(params=["llama_dir", "starcoder_dir", "qwen_dir", "olmo_dir"])
 def checkpoint(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
     return path
@@ -54,7 +54,7 @@ def test_the_signal_gives_the_models_own_logits_for_each_document_alone(checkpoi
             torch.testing.assert_close(logits[row, here], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama_dir", "starcoder_dir"])
+@pytest.mark.parametrize("name", ["llama_dir", "starcoder_dir", "qwen_dir"])
 @torch.no_grad()
 def test_the_generator_gives_the_models_own_logits(name: str, request: pytest.FixtureRequest) -> None:
     checkpoint = request.getfixturevalue(name)

@@ -12,7 +12,7 @@ import torch
 from tutelage.errors import UserError
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
-from tutelage.student.weights import initialise
+from tutelage.student.initialise import initialise
 from tutelage.teacher import embedded, huggingface
 from tutelage.teacher.load_errors import LONGEST, load_errors, out_of_memory
 from tutelage.teacher.registry import load_teacher
@@ -93,6 +93,8 @@ def test_a_broken_folder_is_one_line(llama_dir: Path, tmp_path: Path, what: str,
         load_teacher(folder, device)
     assert "\n" not in str(caught.value)
     assert folder in str(caught.value)
+    if what == "weights of another size":
+        assert ".weight is [600, 64], and should be [700, 64])" in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])
@@ -108,7 +110,7 @@ def test_half_a_file_is_one_line(file: str, kind: str, request: pytest.FixtureRe
 
 
 def test_an_embedded_teacher_that_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> Path:
+    def fail(name: str) -> Path:
         raise ImportError("gguf is not installed")
 
     monkeypatch.setattr(embedded, "directory", fail)
@@ -129,7 +131,7 @@ def test_layers_in_four_bits_are_no_start_for_a_student(llama_dir: Path) -> None
     teacher = huggingface.load("small", str(llama_dir), device="cpu", quantisation="nf4", dtype=torch.float32)
     assert teacher.decoder is not None
     student = Decoder(StudentConfig(**{**vars(teacher.decoder.config), "n_layers": 1}))
-    with pytest.raises(UserError, match=r"--student\.init layers.*packed in 4 bits: use embeddings or random"):
+    with pytest.raises(UserError, match=r"--student\.init layers.*quantised: use embeddings or random"):
         initialise(student, teacher.decoder, "layers")
     initialise(student, teacher.decoder, "embeddings")
     assert torch.equal(student.embed_tokens.weight[:600], teacher.decoder.embed_tokens.weight.float())

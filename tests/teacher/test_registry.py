@@ -1,31 +1,27 @@
 """Teachers by name."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tutelage import distill, load_student
+from tutelage import distill, evaluate, load_student
 from tutelage.errors import UserError
 from tutelage.teacher.decoder_teacher import DecoderTeacher
-from tutelage.teacher.registry import CODE, EMBEDDED, TEACHERS, entry, load_teacher
+from tutelage.teacher.registry import CODE, EMBEDDED, GEMMA, TEACHERS, entry, load_teacher, pinned
+from tutelage.teacher.signal import TeacherSpec
 from tutelage.training.config import RunConfig
 
 
-def test_the_three_promised_names_are_known() -> None:
-    assert {EMBEDDED, "starcoder2-3b", "codellama-7b"} <= set(TEACHERS)
+def test_the_promised_names_are_known() -> None:
+    assert {EMBEDDED, GEMMA, "starcoder2-3b", "codellama-7b"} <= set(TEACHERS)
     assert entry("codellama-7b").quantisation == "nf4"
     assert entry("starcoder2-3b").quantisation is None
     assert entry(EMBEDDED).download_bytes == 0
     assert (entry(EMBEDDED).data, entry("starcoder2-3b").data) == ("stdlib", CODE)
-
-
-def test_memory_is_two_bytes_a_parameter_and_less_in_four_bit() -> None:
-    assert entry("starcoder2-3b").memory_bytes == 2 * 3_030_371_328
-    four_bit = entry("codellama-7b")
-    assert 0.5 <= four_bit.memory_bytes / four_bit.n_parameters < 0.8
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
@@ -39,25 +35,90 @@ def test_a_hub_id_is_taken_as_it_is() -> None:
     assert entry("org/some-model").source == "org/some-model"
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "~/model"])
-def test_a_directory_that_is_not_there_is_no_hub_id(name: str) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "~/model", "models/tiny.gguf", "x.gguf"])
+def test_a_path_that_is_not_there_is_no_hub_id(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} does not exist"):
         entry(name)
 
 
-def test_a_directory_is_read(llama_dir: Path) -> None:
-    found = entry(str(llama_dir))
-    assert (found.source, found.d_model, found.vocab_size) == (str(llama_dir), 64, 600)
-    assert found.n_parameters == pytest.approx(2 * 600 * 64 + 2 * 36_992, rel=0.1)
-    assert found.download_bytes == 0
+@pytest.mark.parametrize("where", ["x", "./x"])
+def test_a_file_where_a_directory_is_meant_says_so(
+    where: str, llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: Callable[..., RunConfig]
+) -> None:
+    shutil.copytree(llama_dir, tmp_path / "x")
+    monkeypatch.chdir(tmp_path)
+    name = f"{where}/model.safetensors"
+    for call in (lambda: distill(make_config(teacher=name)), lambda: evaluate(model=name, latency=True)):
+        with pytest.raises(UserError, match=rf"^{name} is a file: pass the directory it is in, or a \.gguf file$"):
+            call()
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '"text"'])
-def test_a_directory_without_a_readable_config_is_refused(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json"):
-        entry(str(tmp_path))
+def test_what_is_neither_here_nor_on_the_hub_says_both(
+    monkeypatch: pytest.MonkeyPatch, make_config: Callable[..., RunConfig]
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"models/typo.*on the hub, nor in the local cache .*no directory here"):
+        distill(make_config(teacher="models/typo"))
+    with pytest.raises(UserError, match=r"--model models/typo: no such directory .*teacher:NAME"):
+        evaluate(model="models/typo", latency=True)
+
+
+def test_a_revision_is_a_part_of_a_name_where_nothing_on_disk_is_called_so(
+    llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (entry("org/name@v1.0").source, entry("org/name@v1.0").revision) == ("org/name", "v1.0")
+    assert entry("org/name@refs/pr/1").revision == "refs/pr/1"
+    pinned_code = entry("starcoder2-3b@733247c55e3f73af49ce8e9c7949bf14af205928")
+    assert (pinned_code.source, pinned_code.revision) == (
+        TEACHERS["starcoder2-3b"].source,
+        "733247c55e3f73af49ce8e9c7949bf14af205928",
+    )
+    for folder in ("odd@name", "smollm2-135m", "org/name@v1.0"):
+        shutil.copytree(llama_dir, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    assert entry("odd@name").source == "odd@name"
+    assert entry("org/name@v1.0").revision is None
+    assert entry("./smollm2-135m").d_model == 64
+    assert entry("smollm2-135m").d_model == 576
+    for name in ("smollm2-135m@main", f"{GEMMA}@main"):
+        with pytest.raises(UserError, match="comes in a package, whose version decides: leave out @main"):
+            entry(name)
+    with pytest.raises(UserError, match=r"\./smollm2-135m is a directory, which has no revisions"):
+        entry("./smollm2-135m@main")
+    for name in ("org/name@", "@main"):
+        with pytest.raises(UserError, match="write NAME@REVISION"):
+            entry(name)
+
+
+def test_what_was_loaded_from_the_hub_is_named_by_its_commit() -> None:
+    def spec(revision: str | None) -> TeacherSpec:
+        return TeacherSpec("x", "x", revision, None, 1, 1, 1, 1, "")
+
+    assert pinned("org/name", spec("c0ffee")) == pinned("org/name@main", spec("c0ffee")) == "org/name@c0ffee"
+    assert pinned("starcoder2-3b", spec("c0ffee")) == "starcoder2-3b@c0ffee"
+    assert pinned("runs/x@120", spec(None)) == "runs/x@120"
+
+
+def test_weights_are_packed_as_is_asked_and_else_as_suits_them() -> None:
+    assert entry("starcoder2-3b", "int8").quantisation == "int8"
+    assert entry("codellama-7b", "none").quantisation is None
+    assert entry("codellama-7b", "int8").memory_bytes == int(1.1 * 6_738_415_616)
+    assert entry(EMBEDDED, "none") == entry(EMBEDDED)
+
+
+def test_arithmetic_of_our_own_packs_no_weights(teacher_dir: Path, make_config: Callable[..., RunConfig]) -> None:
+    for name in (EMBEDDED, str(teacher_dir)):
+        with pytest.raises(UserError, match=f"^--teacher_quantization nf4 is for models of transformers, and {name}"):
+            distill(make_config(teacher=name, teacher_quantization="nf4"))
+        with pytest.raises(UserError, match=r"^--teacher_quantization int8"):
+            evaluate(model=f"teacher:{name}", latency=True, teacher_quantization="int8")
+
+
+def test_an_object_is_no_name() -> None:
+    with pytest.raises(UserError, match=r"the object 'smollm2-135m' of your own: pass it again.*--teacher"):
+        entry("object:smollm2-135m")
 
 
 def test_a_run_stands_for_its_newest_student(make_config: Callable[..., RunConfig]) -> None:

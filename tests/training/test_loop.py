@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from tutelage import distill
+from tutelage import distill, evaluate
 from tutelage.errors import UserError
 from tutelage.runs import STATE, checkpoint, checkpoints, step_of
 from tutelage.store import fault
@@ -204,14 +204,33 @@ def test_python_is_checked_as_the_command_line_is(make_config: Make, fields: dic
         distill(make_config(**fields))
 
 
-def test_the_record_says_who_taught(make_config: Make) -> None:
+@pytest.fixture
+def mine(make_config: Make) -> DecoderTeacher:
+    """An object of somebody's own, whose name happens to be known."""
     from tutelage.teacher.registry import load_teacher
 
-    config = make_config(steps=1)
-    mine = load_teacher(config.teacher)
-    assert isinstance(mine, DecoderTeacher)
-    mine = replace(mine, spec=replace(mine.spec, name="mine"))
-    run = distill(replace(config, teacher="smollm2-135m"), teacher=mine)
+    teacher = load_teacher(make_config().teacher)
+    assert isinstance(teacher, DecoderTeacher)
+    return replace(teacher, spec=replace(teacher.spec, name="smollm2-135m"))
+
+
+def test_the_record_says_who_taught(make_config: Make, mine: DecoderTeacher, tmp_path: Path) -> None:
+    """An object is not taken for the teacher that is called like it: it is wanted again, by resume and by evaluate."""
+    run = distill(make_config(steps=2, stop_after=1), teacher=mine)
     recorded = yaml.safe_load((run.path / "config.yaml").read_text())
-    assert recorded["teacher"] == "mine"
+    assert recorded["teacher"] == "object:smollm2-135m"
     assert recorded["version"] == 2
+    wanted = r"the object 'smollm2-135m' of your own: pass it again, with distill\(teacher=…\), or name another"
+    again = make_config(steps=2, resume=str(run.path), teacher=recorded["teacher"])
+    with pytest.raises(UserError, match=wanted):
+        distill(again)
+    for measure in ("fidelity", "report"):
+        with pytest.raises(UserError, match=wanted):
+            evaluate(model=str(run.path), output_dir=str(tmp_path / "e"), **{measure: True})
+    assert not (tmp_path / "e").exists()
+    assert distill(again, teacher=mine).step == 2
+    assert evaluate(model=str(run.path), perplexity=True, output_dir=str(tmp_path / "e"), eval_rows=2, device="cpu")
+    teacher = make_config().teacher
+    assert evaluate(
+        model=str(run.path), fidelity=True, teacher=teacher, output_dir=str(tmp_path / "e"), eval_rows=2, device="cpu"
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tutelage.data.config import PackingConfig
 from tutelage.errors import UserError
 from tutelage.student.config import StudentOptions
 from tutelage.teacher.registry import entry
@@ -104,6 +105,27 @@ def test_showing_touches_nothing(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("teacher", "max_seq_len", "said"),
+    [
+        ("codellama-7b", None, "20000 is more than the student's context of 2048: "),
+        ("codellama-7b", 30_000, "20000 is more than the context of teacher codellama-7b, which is 16384: "),
+    ],
+)
+def test_rows_beyond_a_context_are_refused(teacher: str, max_seq_len: int | None, said: str) -> None:
+    config = RunConfig(
+        teacher=teacher, packing=PackingConfig(seq_len=20_000), student=StudentOptions(max_seq_len=max_seq_len)
+    )
+    with pytest.raises(UserError, match=f"^--packing.seq_len {said}lower it"):
+        show(config)
+
+
+@pytest.mark.usefixtures("ten_seconds")
+def test_packed_weights_are_planned_as_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    show(RunConfig(teacher="codellama-7b", teacher_quantization="int8", steps=1))
+    assert "6,738,415,616 parameters in 8 bits, download 13.5 GB" in capsys.readouterr().out
+
+
 def test_a_student_that_cannot_be_is_refused(make_config: Callable[..., RunConfig]) -> None:
     with pytest.raises(UserError, match="multiple of n_heads"):
         show(make_config(student=StudentOptions(d_model=100, n_heads=3)))
@@ -116,5 +138,5 @@ def test_a_directory_is_planned_under_its_own_name(
     odd = tmp_path / "[red]x[" / "]"
     odd.parent.mkdir()
     odd.symlink_to(teacher_dir)
-    show(RunConfig(teacher=str(odd), steps=1, precision="fp32"))
+    show(RunConfig(teacher=str(odd), steps=1, precision="fp32", packing=PackingConfig(seq_len=64)))
     assert f"{odd}: " in capsys.readouterr().out.replace(f" ({odd})", "")

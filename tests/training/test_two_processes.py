@@ -16,28 +16,28 @@ from tutelage.data.packing import pack
 from tutelage.teacher.registry import load_teacher
 
 Found = tuple[dict[str, Any], dict[str, Any]]
-TEACHERS = ["ours", "llama", "qwen"]
+TEACHERS = ["ours", "llama", "olmo"]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def qwen_dir(tmp_path_factory: pytest.TempPathFactory, save_model: Any) -> Path:
-    """An arithmetic that is not ours, with a head that is tied to its embedding."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def olmo_dir(tmp_path_factory: pytest.TempPathFactory, save_model: Any) -> Path:
+    """An arithmetic that is not ours (norms without weights), with a head that is tied to its embedding."""
+    from transformers import OlmoConfig, OlmoForCausalLM
 
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**HF_SHAPE, tie_word_embeddings=True))
-    path: Path = save_model(model, tmp_path_factory.mktemp("qwen"))
+    model = OlmoForCausalLM(OlmoConfig(**HF_SHAPE, tie_word_embeddings=True))
+    path: Path = save_model(model, tmp_path_factory.mktemp("olmo"))
     return path
 
 
 @pytest.fixture(scope="module")
 def found(
-    tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, llama_dir: Path, qwen_dir: Path, cache_dir: Path
+    tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, llama_dir: Path, olmo_dir: Path, cache_dir: Path
 ) -> Found:
     """What the two found out. The second one's teachers have no weight files."""
     out = tmp_path_factory.mktemp("two")
-    for name, folder in zip(TEACHERS, (teacher_dir, llama_dir, qwen_dir), strict=True):
+    for name, folder in zip(TEACHERS, (teacher_dir, llama_dir, olmo_dir), strict=True):
         shutil.copytree(folder, out / "0" / name)
         shutil.copytree(folder, out / "1" / name, ignore=shutil.ignore_patterns("*.safetensors"))
     worker = ROOT / "tests" / "training" / "group_worker.py"

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 SHORT = (12, 20)
 """Tokens of two short documents."""
-COMPARED = 64
-"""The last so many positions of a document are compared, and long ones go on for a quarter of it after a window."""
+COMPARED = 16
+"""The last so many positions of a document are compared, and a long one goes on for so many after a window."""
 AFFORDABLE = {"cpu": 1e11}
 """Parameters times tokens of one pass beyond a sliding window, by kind of device."""
 ELSEWHERE = 3e13
@@ -45,12 +45,12 @@ class Probe:
         """Finds the scale and cap with which `hidden @ head.T` gives the model's own logits: those that its
         configuration names, or none. Raises UserError where neither does."""
         text, document = self.text, self.document(0, SHORT[0])
-        theirs = self._own_logits(document)
+        theirs, hidden = self._own_logits(document), text.run(document[None])[0][0]
         named = text.scale, text.cap
         gaps = {}
         for form in (named, (1.0, None)):
             text.scale, text.cap = form
-            gaps[form] = gap(self._logits(document), theirs)
+            gaps[form] = gap(text.logits(hidden), theirs)
         text.scale, text.cap = min(gaps, key=lambda form: gaps[form])
         if not min(gaps.values()) < self._same:
             raise UserError(
@@ -140,24 +140,30 @@ class Probe:
         if limit := self.text.packs_up_to:
             a, b = a[: max(1, limit // 3)], b[: max(1, limit // 2)]
         try:
-            fault = self._fault(a, b) or self._fault(b, a)
-            long = self._beyond_window()
-            return fault or (self._fault(a, self.document(2, long)) if long else "")
+            fault = self._fault_of_rows((a, b), (b, a)) or self._fault_of_change(a, b)
+            long = 0 if fault else self._beyond_window()
+            return fault or (self._fault_of_rows((a, self.document(2, long))) if long else "")
         except Exception as error:  # there is another way, whatever it is
             if out_of_memory(error):
                 raise
             return f"side by side they raise {type(error).__name__}"
 
-    def _fault(self, first: Tensor, second: Tensor) -> str:
-        """The same of these two, in two rows: once as they are, once with all of the first one and the last token of
-        the second changed."""
-        changed = (self.document(3, len(first)), torch.cat((second[:-1], first[-1:])))
+    def _fault_of_rows(self, *pairs: tuple[Tensor, Tensor]) -> str:
+        """Whether documents of these rows are what each is alone, at their last positions."""
+        documents = {id(document): document for pair in pairs for document in pair}
+        alone = {key: self._logits(document, COMPARED) for key, document in documents.items()}
+        for row, pair in zip(self.text.packed(rows_of(pairs))[0], pairs, strict=True):
+            for document, ours in zip(pair, torch.split(row, [len(one) for one in pair]), strict=True):
+                off = gap(self.text.logits(ours[-COMPARED:]), alone[id(document)])
+                if not off < self._same:
+                    return f"in a row with others its logits are off by {off:.1%} of their range"
+        return ""
+
+    def _fault_of_change(self, first: Tensor, second: Tensor) -> str:
+        """Whether the second moves with the first, of which every token is changed, or with its own last one."""
+        changed = self.document(3, len(first)), torch.cat((second[:-1], first[-1:]))
         states = self.text.packed(rows_of([(first, second), changed]))[0]
-        for document, row in ((first, states[0, : len(first)]), (second, states[0, len(first) :])):
-            off = gap(self.text.logits(row[-COMPARED:]), self._logits(document, COMPARED))
-            if not off < self._same:
-                return f"in a row with others its logits are off by {off:.1%} of their range"
-        before, after = (self.text.logits(row[len(first) : -1][-COMPARED:]) for row in states)
+        before, after = (self.text.logits(row[len(first) : -1]) for row in states)
         return "" if gap(after, before) < self._still else "in a row with others a document sees its neighbour"
 
     def _beyond_window(self) -> int:
@@ -165,7 +171,7 @@ class Probe:
         window = text_config.window(self.text.config)
         if window is None:
             return 0
-        length = window + COMPARED // 4
+        length = window + COMPARED
         room = min(self.text.context or length, (self.text.packs_up_to or length + SHORT[0]) - SHORT[0])
         cost = sum(map(count, self.text.layers)) * (length + SHORT[0])
         return length if length <= room and cost <= AFFORDABLE.get(self.text.head.device.type, ELSEWHERE) else 0

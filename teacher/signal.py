@@ -32,10 +32,10 @@ class TeacherSpec:
     d_model: int
     n_layers: int
     tokenizer_fingerprint: str
-    context: int | None = None
-    """Longest text it was made for, in tokens; None where there is no such limit."""
     weights: str = ""
     """Which weights, by content and not by name or path (`weights_fingerprint`); "" where a teacher does not say."""
+    context: int | None = None
+    """Longest text it was made for, in tokens; None where there is no such limit."""
 
 
 @dataclass(frozen=True)

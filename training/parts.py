@@ -140,10 +140,9 @@ def planned_shape(config: RunConfig, known: TeacherEntry, then: StudentConfig | 
 
 def _recorded_shape(recorded: Mapping[str, Any] | None) -> StudentConfig | None:
     """The shape that a run began with; a field that this version does not know is refused when the rest is there."""
-    if recorded is None:
-        return None
-    known, then = {field.name for field in fields(StudentConfig)}, upgrade_origin(recorded)["student"]
-    return StudentConfig(**{name: value for name, value in then.items() if name in known})
+    then = upgrade_origin(recorded or {}).get("student")
+    known = {field.name for field in fields(StudentConfig)}
+    return then and StudentConfig(**{name: value for name, value in then.items() if name in known})
 
 
 def _first_student(

@@ -49,7 +49,7 @@ def parts(distiller: Distiller, optimizer: torch.optim.AdamW, tokenizer: Any = N
         distiller=distiller,
         student=distiller.student,
         optimizer=optimizer,
-        teacher=SimpleNamespace(tokenizer=tokenizer),
+        tokenizer=tokenizer,
         processes=Processes("cpu"),
         origin=origin,
     )

@@ -11,7 +11,7 @@ import torch
 
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError, unknown
-from tutelage.hub import LOCAL, check_reachable
+from tutelage.hub import LOCAL, check_reachable, small_files, split_revision
 from tutelage.runs import STUDENT, checkpoints, named
 from tutelage.student.config import StudentConfig
 from tutelage.student.huggingface import ARCHITECTURES, config_from_huggingface, from_huggingface
@@ -19,7 +19,6 @@ from tutelage.student.weights import Student, find_student, is_student, load_stu
 
 INITS = ("random", "embeddings", "layers")
 """Initial weights that need no source."""
-TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class _Place:
     """A folder, of ours or of transformers, or an id on the hub with its revision."""
 
     path: str
-    revision: str = "main"
+    revision: str | None = None
 
     @property
     def ours(self) -> bool:
@@ -79,7 +78,6 @@ def read_source(name: str) -> Student:
 
 
 def _foreign(place: _Place) -> Student:
-    from huggingface_hub import snapshot_download
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -92,9 +90,7 @@ def _foreign(place: _Place) -> Student:
     model, loading = loaded
     if absent := sorted(loading["missing_keys"]):  # left alone, transformers would draw these at random
         raise UserError(f"{len(absent)} of its weights are missing, such as {absent[0]}: fetch it again, and whole")
-    folder = place.path
-    if place.on_hub:
-        folder = snapshot_download(folder, revision=place.revision, allow_patterns=list(TOKENIZER_FILES))
+    folder = small_files(place.path, place.revision) if place.on_hub else Path(place.path)
     tokenizer = Tokenizer.from_directory(folder).within(len(model.get_output_embeddings().weight), place.path)
     decoder = from_huggingface(model, model.config.to_dict(), tokenizer.vocab_size)
     assert decoder is not None, "its shape was read"
@@ -109,9 +105,9 @@ def _find(name: str) -> _Place:
         return _Place(str(find_student(Path(name)) if ours else path))
     if path.is_file():
         raise UserError("it is a file: name the directory that a model lies in")
-    model, _, revision = name.partition("@")
+    model, revision = split_revision(name)
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        return _Place(model, revision or "main")
+        return _Place(model, revision)
     if "/" in name:
         raise UserError("there is no such directory")
     raise UserError(f"{unknown('value', name, INITS)} (or a run, a model's directory, or ORG/NAME on the hub)")
@@ -120,7 +116,7 @@ def _find(name: str) -> _Place:
 def _check_folder(place: _Place) -> None:
     if place.on_hub:
         try:
-            return check_reachable(place.path)
+            return check_reachable(place.path, revision=place.revision)
         except UserError as error:  # whose way out is a teacher's
             raise UserError(str(error).replace(LOCAL["model"], "name a directory or a run")) from error
     if (Path(place.path) / "adapter_config.json").is_file():

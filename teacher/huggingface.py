@@ -1,8 +1,9 @@
-"""Teachers from transformers: bf16, fp32 or 4-bit, from a directory or the hub.
+"""Teachers from transformers: bf16, fp32, 8-bit or 4-bit, from a directory or the hub.
 
 Shapes: B rows, T tokens, E teacher width, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,77 +14,82 @@ from torch import Tensor, nn
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
-from tutelage.hub import check_reachable
-from tutelage.kernels.attention import documents
+from tutelage.hub import check_reachable, small_files
 from tutelage.kernels.linear_divergence import DenseTeacher
-from tutelage.kernels.reference import teacher_logits
 from tutelage.student.cache import CausalLM
 from tutelage.student.huggingface import from_huggingface
 from tutelage.teacher.fingerprint import weights_fingerprint
 from tutelage.teacher.load_errors import load_errors, one_line
-from tutelage.teacher.rowwise import RowwiseLM
+from tutelage.teacher.preflight import preflight
+from tutelage.teacher.probe import Probe, check_head, check_weights, count
+from tutelage.teacher.rowwise import RowwiseLM, WindowedLM
 from tutelage.teacher.signal import Signal, TeacherSpec
+from tutelage.teacher.text_model import TextModel
+
+QUANTISATIONS = ("nf4", "int8")
 
 
 class HuggingFaceTeacher:
-    """A frozen transformers causal LM. Raises UserError where `hidden @ head.T` cannot give its logits."""
+    """A frozen transformers causal LM. Raises UserError where `hidden @ head.T` cannot give its logits, and where
+    documents cannot be kept apart."""
 
     provides = frozenset({"full"})
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, spec: TeacherSpec, prompt_style: str = "completion") -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, spec: TeacherSpec) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer, self.spec, self.prompt_style = tokenizer, spec, prompt_style
-        self.decoder = from_huggingface(model, model.config.to_dict())
-        self.scale, self.cap = _scale_and_cap(model.config)
-        _check_vocabulary(self)
+        self.tokenizer, self.spec, self.prompt_style = tokenizer, spec, "completion"
+        self.text = TextModel(model, spec.vocab_size)
+        self.decoder = from_huggingface(model, model.config.to_dict(), spec.vocab_size)
+        self.cached = True
+        """Whether transformers remembers what was generated so far."""
         if not _is_skeleton(model):
-            _check_logits(self)
+            check_weights(spec.name, model)
+            self._prove()
 
     @property
     def head(self) -> Tensor:
         """The output matrix `(≥V, E)`."""
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """What is added to the scores `(≥V,)`, by the few models that do."""
-        return getattr(self.model.get_output_embeddings(), "bias", None)
+        return self.text.head
 
     @torch.no_grad()
     def signal(self, batch: Batch, taps: Sequence[int] = ()) -> Signal:
-        """See `Teacher.signal`."""
-        dtype = self.head.dtype
-        hidden_by = torch.zeros((), dtype=dtype, device=batch.tokens.device)
-        mask = hidden_by.masked_fill(~documents(batch.segments).mask, torch.finfo(dtype).min)  # (B, 1, T, T)
-        out = self.model.base_model(
-            input_ids=batch.tokens,
-            attention_mask=mask,
-            position_ids=batch.positions,
-            use_cache=False,
-            output_hidden_states=bool(taps),
-        )
-        tapped = tuple(out.hidden_states[layer + 1] for layer in taps)
-        return Signal(DenseTeacher(out.last_hidden_state, self.head, self.bias, self.scale, self.cap), tapped)
+        """See `Teacher.signal`. Raises UserError for a layer to tap that is not there."""
+        hidden, tapped = self.text(batch, taps)
+        return Signal(DenseTeacher(hidden, self.head, self.text.bias, self.text.scale, self.text.cap), tapped)
 
     def shard(self, receive: Callable[[nn.Module], None], fully_shard: Callable[..., object]) -> None:
-        """See `Shardable`: everything but head and embedding that it is tied to; 4 bits stay whole.
+        """See `Shardable`: everything but head and embedding that it is tied to; 4 and 8 bits stay whole.
 
-        From then on it generates through transformers, not through the Decoder that shares its weights.
+        From then on it generates through transformers, not through the Decoder that shares its weights. Raises
+        UserError, in all processes, for one that runs document by document: each would gather weights at other times.
         """
         if self.spec.quantisation:
             return
         self.decoder = None
-        base = self.model.base_model
-        for layer in _layers(base):
+        for layer in self.text.layers:
             receive(layer)
             fully_shard(layer)
         receive(self.model)  # the rest of it
-        fully_shard(base, ignored_params={*self.model.get_output_embeddings().parameters()})
+        fully_shard(self.text.module, ignored_params={*self.model.get_output_embeddings().parameters()})
+        self.text = TextModel(self.model, self.spec.vocab_size)
+        self.text.sharded = True
+        self._prove()  # in all processes, which must agree, whatever the first one knows
 
     def generator(self) -> CausalLM:
         """The same weights in our decoder, whose cache keeps rows apart; else the model itself, row by row."""
-        return self.decoder or RowwiseLM(self.model, self.spec.vocab_size)
+        rows = RowwiseLM(self.text, self.cached)
+        if self.decoder is None:
+            return rows
+        return self.decoder if self.decoder.context >= (self.text.context or 0) else WindowedLM(self.decoder, rows)
+
+    @torch.no_grad()
+    def _prove(self) -> None:
+        probe = Probe(self.spec.name, self.model, self.text, self.tokenizer)
+        probe.settle_head()
+        probe.settle_documents()
+        if self.decoder is not None and not probe.agrees(self.decoder):
+            self.decoder = None
+        self.cached = probe.remembers()
 
 
 def load(
@@ -93,75 +99,117 @@ def load(
     device: str,
     dtype: torch.dtype = torch.bfloat16,
     quantisation: str | None = None,
-    prompt_style: str = "completion",
+    revision: str | None = None,
 ) -> HuggingFaceTeacher:
-    """The causal LM at a local directory or hub id, on `device`, computing in `dtype`; `quantisation` "nf4" or None.
+    """The causal LM at a local directory or hub id (at `revision`), on `device`, computing in `dtype`.
 
-    On "meta" only its shape is read, not its weights. Raises UserError, within seconds where the hub cannot be
-    reached, for whatever goes wrong.
+    `quantisation` is "nf4", "int8" or None. On "meta" only its shape is read, not its weights. Raises UserError,
+    within seconds where the hub cannot be reached, for whatever goes wrong.
     """
-    if quantisation not in ("nf4", None):
-        raise UserError(f"unknown quantisation '{quantisation}': choose nf4 or none")
-    if not Path(source).is_dir():
-        check_reachable(source)
+    if quantisation not in (*QUANTISATIONS, None):
+        raise UserError(f"unknown quantisation '{quantisation}': choose nf4, int8 or none")
+    local = Path(source).is_dir()
+    if not local:
+        check_reachable(source, revision=revision)
     with load_errors(name, source, device, dtype):
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig
 
+        folder = Path(source) if local else small_files(source, revision)
+        commit = None if local else folder.name
+        preflight(name, folder, quantisation)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config.return_dict = True
+        config._attn_implementation = None  # what the architecture has here, not what its makers had installed
+        tokenizer = Tokenizer.from_directory(folder)
+        tokenizer.check_spelling(name)
         if device == "meta":
-            model = _skeleton(name, source, dtype)
+            model = _skeleton(name, config, dtype)
         else:
-            model = _pretrained(name, source, device, dtype, quantisation)
-        tokenizer = Tokenizer.from_huggingface(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
-        spec = TeacherSpec(
-            name=name,
-            source=Path(source).name if Path(source).is_dir() else source,
-            revision=getattr(model.config, "_commit_hash", None),
-            quantisation=quantisation,
-            n_parameters=model.num_parameters(),
-            vocab_size=tokenizer.vocab_size,
-            d_model=model.config.hidden_size,
-            n_layers=model.config.num_hidden_layers,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            weights="" if _is_skeleton(model) else weights_fingerprint(model),
-        )
-        return HuggingFaceTeacher(model, tokenizer, spec, prompt_style)
+            model = _pretrained(name, source, commit, config, device, dtype, quantisation)
+        shown = folder.name if local else source
+        return teach(name, model, tokenizer, shown, revision=commit, quantisation=quantisation)
 
 
-def _pretrained(name: str, source: str, device: str, dtype: torch.dtype, quantisation: str | None) -> Any:
-    from transformers import AutoModelForCausalLM
+def teach(
+    name: str,
+    model: Any,
+    tokenizer: Tokenizer,
+    source: str,
+    *,
+    revision: str | None = None,
+    quantisation: str | None = None,
+) -> HuggingFaceTeacher:
+    """A transformers model and its tokenizer as a teacher that says what it is. Raises UserError like both."""
+    head = model.get_output_embeddings()
+    check_head(name, head, skeleton=_is_skeleton(model))
+    tokenizer = tokenizer.within(len(head.weight), name)
+    text = TextModel(model, tokenizer.vocab_size)
+    parts = nn.ModuleList([text.module, head])  # without eyes and ears
+    spec = TeacherSpec(
+        name=name,
+        source=source,
+        revision=revision,
+        quantisation=quantisation,
+        n_parameters=count(parts),
+        vocab_size=tokenizer.vocab_size,
+        d_model=head.weight.shape[-1],
+        n_layers=len(text.layers),
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        context=text.context,
+        weights="" if _is_skeleton(model) else weights_fingerprint(model),
+    )
+    return HuggingFaceTeacher(model, tokenizer, spec)
 
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
+
+def _auto_class(config: Any) -> Any:
+    """What loads this kind of model: its text part teaches where it has others."""
+    import transformers
+
+    as_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    seeing = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return transformers.AutoModelForImageTextToText if seeing and not as_text else transformers.AutoModelForCausalLM
+
+
+def _pretrained(
+    name: str,
+    source: str,
+    revision: str | None,
+    config: Any,
+    device: str,
+    dtype: torch.dtype,
+    quantisation: str | None,
+) -> Any:
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": False, "revision": revision}
     if torch.device(device).type != "cpu":
         options["device_map"] = {"": device}  # this process's own, of however many there are
-    if quantisation == "nf4":
-        options["quantization_config"] = _nf4(dtype)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
-    model, loading = loaded
+    if quantisation is not None:
+        options["quantization_config"] = _quantised(quantisation, dtype)
+    model, loading = _auto_class(config).from_pretrained(source, output_loading_info=True, **options)
     if absent := sorted(loading["missing_keys"]):  # left alone, transformers would draw these at random
         raise UserError(f"teacher {name}: {source} lacks {len(absent)} of its weights, such as {absent[0]}")
     return model
 
 
-def _skeleton(name: str, source: str, dtype: torch.dtype) -> Any:
+def _skeleton(name: str, config: Any, dtype: torch.dtype) -> Any:
     """The model on the meta device: `shard` brings the weights of the process that has them."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if getattr(config, "quantization_config", None):
-        raise UserError(f"teacher {name}: {source} is quantised, which cannot be cut up: leave out --fsdp")
+        raise UserError(f"teacher {name} is quantised, which cannot be cut up: leave out --fsdp")
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=dtype, attn_implementation="sdpa"
-        )
+        return _auto_class(config).from_config(config, dtype=dtype)
 
 
-def _nf4(dtype: torch.dtype) -> Any:
+def _quantised(quantisation: str, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     try:
         import bitsandbytes  # noqa: F401
     except Exception as error:  # where its library for this CUDA is absent it raises other kinds
-        raise UserError(f"4-bit teachers need bitsandbytes ({one_line(error)}): pip install -e '.[quant]'") from error
+        raise UserError(
+            f"{quantisation} teachers need bitsandbytes ({one_line(error)}): pip install -e '.[quant]'"
+        ) from error
+    if quantisation == "int8":
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns at every matmul
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -170,44 +218,5 @@ def _nf4(dtype: torch.dtype) -> Any:
     )
 
 
-def _layers(base: nn.Module) -> list[nn.Module]:
-    """The longest list of modules that is not inside another (experts are lists inside layers)."""
-    lists = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
-    outer = [lists[name] for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-    return [*max(outer, key=lambda layers: len(layers), default=nn.ModuleList())]
-
-
 def _is_skeleton(model: nn.Module) -> bool:
     return all(parameter.is_meta for parameter in model.parameters())
-
-
-def _scale_and_cap(config: Any) -> tuple[float, float | None]:
-    """Cohere multiplies its logits, Granite divides them, Gemma-2 caps them."""
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return scale, getattr(config, "final_logit_softcapping", None)
-
-
-def _check_vocabulary(teacher: HuggingFaceTeacher) -> None:
-    if len(teacher.head) < teacher.tokenizer.vocab_size:
-        raise UserError(
-            f"teacher {teacher.spec.name}: its head scores {len(teacher.head)} tokens, its tokenizer knows"
-            f" {teacher.tokenizer.vocab_size}: the two do not belong together"
-        )
-
-
-@torch.no_grad()
-def _check_logits(teacher: HuggingFaceTeacher) -> None:
-    """Compares the model's own logits with ours on 16 tokens, so that a head of another kind is refused at load."""
-    name, model = teacher.spec.name, teacher.model
-    if teacher.head.is_meta:
-        raise UserError(f"teacher {name}: its head was offloaded; use a smaller teacher or a device that holds it")
-    tokens = torch.arange(16, device=teacher.head.device)[None] % teacher.tokenizer.vocab_size
-    theirs = model(input_ids=tokens, use_cache=False).logits.float()
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-    ours = teacher_logits(hidden, teacher.head, teacher.bias, teacher.scale, teacher.cap).float()
-    gap = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
-    if not gap < 0.02:
-        raise UserError(
-            f"teacher {name}: hidden @ head.T differs from its logits by {gap:.1%} of their range, so its head does"
-            ' something unknown: wrap it in a teacher of your own (CONTRIBUTING.md, "Adding a part")'
-        )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError, unknown
+from tutelage.hub import split_revision
 from tutelage.runs import STUDENT, checkpoint, named
 from tutelage.teacher.entry import CODE, GGUF, TeacherEntry, of_folder, of_gguf
 
@@ -138,16 +139,6 @@ def directory(name: str, known: TeacherEntry) -> Path | None:
 
         return gguf.directory(source.stem, sha256(source), lambda folder: source)
     return source if source.is_dir() else None
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """`NAME@REVISION` in its parts; what exists on disk is a name. Raises UserError where one part is empty."""
-    base, at, revision = name.partition("@")
-    if not at or Path(name).exists():
-        return name, None
-    if not (base and revision):
-        raise UserError(f"teacher '{name}': write NAME@REVISION, with a branch, a tag or a commit")
-    return base, revision
 
 
 def pinned(name: str, spec: "TeacherSpec") -> str:

@@ -1,5 +1,6 @@
-"""Whether the Hugging Face hub can give a model or a dataset: one small request, answered within seconds."""
+"""The Hugging Face hub: whether it can give a model or a dataset, told within seconds, and a model's small files."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from tutelage.errors import UserError
@@ -10,6 +11,25 @@ LOCAL = {
     "dataset": "use a local source: stdlib, site-packages, or a path to .jsonl, .parquet, .txt or .py files",
 }
 """What there is without the hub."""
+SMALL_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "tokenizer*", "vocab*", "merges*"]
+"""Of a model: its configuration and its tokenizer."""
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`NAME@REVISION` in its parts; what exists on disk is a name. Raises UserError where one part is empty."""
+    base, at, revision = name.partition("@")
+    if not at or Path(name).exists():
+        return name, None
+    if not (base and revision):
+        raise UserError(f"'{name}': write NAME@REVISION, with a branch, a tag or a commit")
+    return base, revision
+
+
+def small_files(name: str, revision: str | None = None) -> Path:
+    """The folder with the configuration and the tokenizer of a model on the hub, called like the commit they are of."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES))
 
 
 def check_reachable(

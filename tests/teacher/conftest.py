@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,12 @@ import torch
 from tests.conftest import HF_SHAPE
 from tutelage.data.batch import Batch
 from tutelage.data.packing import pack
+
+
+def copy_of(checkpoint: Path, target: Path) -> Path:
+    for file in checkpoint.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
 
 
 @pytest.fixture
@@ -44,3 +51,22 @@ def olmo_dir(tmp_path_factory: pytest.TempPathFactory, save_model: Callable[...,
 
     torch.manual_seed(0)
     return save_model(OlmoForCausalLM(OlmoConfig(**HF_SHAPE)), tmp_path_factory.mktemp("olmo"))
+
+
+@pytest.fixture(scope="session")
+def gemma_that_sees() -> Any:
+    """Gemma-3 with a picture tower: its sizes stand in a configuration inside the configuration."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config={**HF_SHAPE, "head_dim": 16, **layers},
+            vision_config={
+                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "image_size": 16, "patch_size": 8,
+            },
+            mm_tokens_per_image=4, image_token_index=599, boi_token_index=598, eoi_token_index=597,
+        )
+    )  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.teacher.conftest import copy_of
 from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
@@ -22,7 +23,7 @@ from tutelage.student.huggingface import config_from_huggingface
 from tutelage.teacher import huggingface
 from tutelage.teacher.registry import entry, load_teacher
 from tutelage.teacher.rowwise import RowwiseLM
-from tutelage.teacher.signal import Shardable
+from tutelage.teacher.signal import Shardable, decoder_of
 
 
 @pytest.fixture(params=["llama_dir", "starcoder_dir", "qwen_dir", "olmo_dir"])
@@ -73,7 +74,8 @@ def test_the_spec_says_what_it_is(checkpoint: Path, tokenizer: Tokenizer) -> Non
     spec = teacher.spec
     assert spec.n_parameters == sum(p.numel() for p in plain(checkpoint).parameters())
     assert (spec.source, spec.vocab_size, spec.d_model, spec.n_layers) == (checkpoint.name, 600, 64, 2)
-    assert (spec.quantisation, spec.tokenizer_fingerprint) == (None, tokenizer.fingerprint)
+    assert (spec.quantisation, spec.revision, spec.tokenizer_fingerprint) == (None, None, tokenizer.fingerprint)
+    assert spec.context == 256
     assert teacher.provides == {"full"}
     assert not any(p.requires_grad for p in teacher.model.parameters())  # type: ignore[attr-defined]
 
@@ -93,12 +95,13 @@ def test_in_fp32_the_logits_are_exact(llama_dir: Path, batch: Batch) -> None:
 
 
 def test_taps_are_the_residual_stream_after_each_layer(llama_dir: Path, batch: Batch) -> None:
-    teacher = load_teacher(str(llama_dir))
-    signal = teacher.signal(batch, taps=(0, 1))
-    assert teacher.decoder is not None
-    ours = teacher.decoder(batch.tokens, positions=batch.positions, segments=batch.segments, taps=(0, 1))
-    assert len(signal.taps) == 2
-    torch.testing.assert_close(signal.taps[0], ours.taps[0], rtol=0.05, atol=0.05)
+    teacher = load_teacher(str(llama_dir), dtype=torch.float32)
+    signal = teacher.signal(batch, taps=(1, 0, -1))
+    decoder: Any = decoder_of(teacher)
+    ours = decoder(batch.tokens, positions=batch.positions, segments=batch.segments, taps=(1, 0, 1))
+    assert len(signal.taps) == 3
+    for theirs, expected in zip(signal.taps, ours.taps, strict=True):
+        torch.testing.assert_close(theirs, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_it_offers_layers_and_then_their_root_to_be_cut_up_and_generates_through_them(llama_dir: Path) -> None:
@@ -111,18 +114,6 @@ def test_it_offers_layers_and_then_their_root_to_be_cut_up_and_generates_through
     assert received == [*base.layers, teacher.model]
     assert cut == [*((layer, None) for layer in base.layers), (base, {teacher.head})]
     assert isinstance(teacher.generator(), RowwiseLM)
-
-
-def test_experts_are_no_layers() -> None:
-    layers = torch.nn.ModuleList()
-    for _ in range(2):
-        layer = torch.nn.Module()
-        layer.experts = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(8))
-        layers.append(layer)
-    base = torch.nn.Module()
-    base.layers = layers
-    base.rotary = torch.nn.ModuleList([torch.nn.Identity()])
-    assert huggingface._layers(base) == list(layers)
 
 
 @pytest.mark.parametrize("kind", ["llama_dir", "teacher_dir"])
@@ -162,8 +153,20 @@ def test_four_bit_loads_on_a_cpu_and_says_so(llama_dir: Path, batch: Batch) -> N
     assert torch.isfinite(teacher.generator().step(torch.tensor([[1, 2, 3]]), cache)).all()
 
 
+def test_eight_bits_load_on_a_cpu_and_say_so(llama_dir: Path, batch: Batch, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("bitsandbytes")
+    teacher = huggingface.load("small", str(llama_dir), device="cpu", quantisation="int8")
+    assert teacher.spec.quantisation == "int8"
+    assert teacher.spec.n_parameters == plain(llama_dir).num_parameters()
+    assert "Linear8bitLt" in {type(module).__name__ for module in teacher.model.modules()}
+    signal, exact = teacher.signal(batch), load_teacher(str(llama_dir)).signal(batch)
+    gap = (signal.dense.hidden - exact.dense.hidden).float().norm() / exact.dense.hidden.float().norm()
+    assert 0.001 < gap < 0.1
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
+
+
 def test_an_unknown_quantisation_is_refused(llama_dir: Path) -> None:
-    with pytest.raises(UserError, match=r"int3.*nf4"):
+    with pytest.raises(UserError, match=r"int3.*nf4, int8"):
         huggingface.load("small", str(llama_dir), device="cpu", quantisation="int3")
 
 
@@ -235,6 +238,68 @@ def test_known_scales_and_caps_are_carried(tmp_path: Path, save_model: Callable[
     assert teacher.signal(batch).dense.scale == 0.25
 
 
+def test_what_the_makers_had_installed_does_not_matter(llama_dir: Path, tmp_path: Path) -> None:
+    folder = copy_of(llama_dir, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    more = {"attn_implementation": "flash_attention_2", "_attn_implementation": "flash_attention_2"}
+    (folder / "config.json").write_text(json.dumps({**config, **more, "return_dict": False, "use_cache": False}))
+    teacher: Any = load_teacher(str(folder))
+    assert teacher.model.config._attn_implementation == "sdpa"
+
+
+def test_a_weight_that_is_no_number_is_named(llama_dir: Path, tmp_path: Path) -> None:
+    file = copy_of(llama_dir, tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.self_attn.q_proj.weight"][3, 3] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"its weight model\.layers\.1\.self_attn\.q_proj\.weight holds NaN"):
+        load_teacher(str(tmp_path))
+
+
+def test_small_files_come_first_and_say_which_commit_they_are_of(
+    llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    import transformers
+
+    commit = tmp_path / "snapshots" / ("c0ffee" * 7)[:40]
+    shutil.copytree(llama_dir, commit)
+    asked = {}
+
+    def snapshot_download(source: str, **options: Any) -> str:
+        asked.update(options, source=source)
+        return str(commit)
+
+    auto = transformers.AutoModelForCausalLM
+    real = auto.from_pretrained
+
+    def from_pretrained(source: str, *, revision: str, **options: Any) -> Any:
+        asked["weights"] = (source, revision)
+        return real(commit, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface, "check_reachable", lambda *_, **__: None)
+    monkeypatch.setattr(auto, "from_pretrained", from_pretrained)
+    teacher = huggingface.load("small", "org/small", device="cpu", revision="v1")
+    assert (asked["source"], asked["revision"]) == ("org/small", "v1")
+    assert not any(pattern.endswith(("safetensors", "bin")) for pattern in asked["allow_patterns"])
+    assert asked["weights"] == ("org/small", commit.name)
+    assert (teacher.spec.source, teacher.spec.revision) == ("org/small", commit.name)
+
+
+def test_one_that_runs_by_document_is_not_cut_up(tmp_path: Path, save_model: Callable[..., Path]) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=600, hidden_size=64, num_hidden_layers=2, ffn_dim=128, num_attention_heads=4,
+        max_position_embeddings=64, word_embed_proj_dim=64, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    teacher: Any = load_teacher(str(save_model(OPTForCausalLM(config), tmp_path)), dtype=torch.float32)
+    with pytest.raises(UserError, match=r"document by document.*leave out --fsdp"):
+        teacher.shard(lambda module: None, lambda module, ignored_params=None: None)
+
+
 def test_a_head_smaller_than_the_tokenizer_is_refused(tmp_path: Path, save_model: Callable[..., Path]) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -243,12 +308,6 @@ def test_a_head_smaller_than_the_tokenizer_is_refused(tmp_path: Path, save_model
     folder = save_model(LlamaForCausalLM(config), tmp_path)
     with pytest.raises(UserError, match=r"500.*600"):
         load_teacher(str(folder))
-
-
-def copy_of(checkpoint: Path, target: Path) -> Path:
-    for file in checkpoint.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    return target
 
 
 def test_a_truncated_weight_file_is_a_user_error(llama_dir: Path, tmp_path: Path) -> None:

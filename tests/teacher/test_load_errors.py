@@ -123,7 +123,7 @@ def test_the_way_to_four_bits_is_an_extra_of_this_project(monkeypatch: pytest.Mo
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"need bitsandbytes.*pip install -e '\.\[quant\]'"):
-        huggingface._nf4(torch.bfloat16)
+        huggingface._quantised("nf4", torch.bfloat16)
 
 
 def test_layers_in_four_bits_are_no_start_for_a_student(llama_dir: Path) -> None:

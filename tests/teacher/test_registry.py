@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -177,3 +179,22 @@ def test_the_commit_that_was_loaded_is_what_a_run_records_resumes_and_is_scored_
     models = f"{run.path},teacher:{recorded}"
     scored = evaluate(model=models, fidelity=True, output_dir=str(tmp_path / "e"), eval_rows=2, precision="fp32")
     assert list(scored) == ["old", f"teacher:org/name@{hub_cache['old'][:12]}"]
+
+
+@pytest.mark.parametrize("packing", ["int8", "nf4"])
+def test_packed_weights_teach_and_a_run_keeps_them(
+    packing: Literal["int8", "nf4"], llama_dir: Path, tmp_path: Path, make_config: Callable[..., RunConfig]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = make_config(teacher=str(llama_dir), teacher_quantization=packing, steps=2, stop_after=1)
+    run = distill(config)
+    resumed = replace(config, resume=str(run.path), stop_after=None)
+    with pytest.raises(UserError, match=rf"teacher.quantisation was {packing}, is None"):
+        distill(replace(resumed, teacher_quantization=None))
+    assert distill(resumed).step == 2
+    options: dict[str, Any] = {"fidelity": True, "eval_rows": 2, "device": "cpu", "precision": "fp32"}
+    models = f"{run.path},teacher:{llama_dir}"
+    for said, dtype in ((None, f"{packing}, fp32"), ("none", "fp32")):
+        evaluate(model=models, output_dir=str(tmp_path / "e"), teacher_quantization=said, **options)
+        found = json.loads((tmp_path / "e" / "results.json").read_text())
+        assert found["settings"]["dtypes"][f"teacher:{llama_dir}"] == dtype

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tutelage.data.chat import render
 from tutelage.data.token_bytes import token_bytes_table
-from tutelage.data.tokenizer_files import RECORD, Source, prefix_of, read_folder, special_texts
+from tutelage.data.tokenizer_files import RECORD, Source, read_folder
 from tutelage.errors import UserError
 
 EOS = "<|endoftext|>"
@@ -87,19 +86,6 @@ class Tokenizer:
             tokenizer.document_end = tokenizer.eos_id
             tokenizer.end_ids = frozenset({tokenizer.eos_id})
         return tokenizer
-
-    @classmethod
-    def from_huggingface(cls, tokenizer: Any) -> "Tokenizer":  # typed Any: transformers is not imported here
-        """Takes over a transformers tokenizer. Raises UserError if it is slow or has no end-of-text token."""
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        if backend is None:
-            raise UserError(f"tokenizer '{name}' has no fast version: convert it to tokenizer.json with transformers")
-        template = getattr(tokenizer, "chat_template", None)
-        specials = special_texts(tokenizer)
-        if "eos_token" not in specials:
-            raise UserError(f"{name} names no end-of-text token: set eos_token in its tokenizer_config.json")
-        return cls(backend, specials, template if isinstance(template, str) else None, prefix_of(backend))
 
     def save(self, directory: Path | str) -> None:
         """Writes `tokenizer.json` and a `tokenizer_config.json` that transformers' AutoTokenizer reads, and does

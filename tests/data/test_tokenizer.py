@@ -62,9 +62,9 @@ def test_transformers_reads_what_we_save_and_we_read_it_back(tokenizer: Tokenize
     assert theirs.eos_token_id == tokenizer.eos_id
     assert theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
     theirs.save_pretrained(tmp_path / "theirs")
-    for back in (Tokenizer.from_huggingface(theirs), Tokenizer.from_directory(tmp_path / "theirs")):
-        assert back.fingerprint == tokenizer.fingerprint
-        assert back.chat_template == chatty.chat_template
+    back = Tokenizer.from_directory(tmp_path / "theirs")
+    assert back.fingerprint == tokenizer.fingerprint
+    assert back.chat_template == chatty.chat_template
 
 
 def test_truncation_and_padding_in_the_file_are_ignored(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -144,11 +144,6 @@ def test_older_formats_go_through_transformers(tokenizer: Tokenizer, saved: Path
     (old / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in model["merges"]))
     (old / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": EOS}))
     assert Tokenizer.from_directory(old).encode("def f(x): return x") == tokenizer.encode("def f(x): return x")
-
-
-def test_a_slow_tokenizer_is_refused() -> None:
-    with pytest.raises(UserError, match="no fast version"):
-        Tokenizer.from_huggingface(object())
 
 
 def test_training_sizes(library_texts: list[str], tokenizer: Tokenizer) -> None:

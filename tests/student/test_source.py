@@ -202,10 +202,10 @@ def test_the_hub_is_asked_for_config_json_alone(monkeypatch, qwen_dir):
 
     config = transformers.AutoConfig.from_pretrained(qwen_dir)
     monkeypatch.setattr(transformers, "AutoConfig", Stand)
-    monkeypatch.setattr(source, "check_reachable", lambda name: asked.append(name))
+    monkeypatch.setattr(source, "check_reachable", lambda name, revision: asked.append(name))
     assert read_shape("some-org/some-model") == read_shape("some-org/some-model@v1.5") == read_shape(str(qwen_dir))
     hub = "some-org/some-model"
-    assert asked == [hub, (hub, "main"), hub, (hub, "v1.5"), (str(qwen_dir), "main")]
+    assert asked == [hub, (hub, None), hub, (hub, "v1.5"), (str(qwen_dir), None)]
 
 
 def test_a_hub_out_of_reach_is_said_with_the_way_out(monkeypatch):

@@ -330,7 +330,7 @@ def test_a_checkpoint_without_some_weights_is_refused(llama_dir: Path, tmp_path:
 
 def test_a_directory_of_another_kind_of_model_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-arithmetic"}))
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"no-such-arithmetic is not known"):
         load_teacher(str(tmp_path))
 
 

@@ -126,8 +126,8 @@ def test_our_arithmetic_is_used_only_where_it_is_the_models(
 ) -> None:
     share = huggingface.from_huggingface
 
-    def other_base(model: Any, config: dict[str, Any]) -> Any:
-        return share(model, {**config, "rope_parameters": {"rope_type": "default", "rope_theta": 2.0}})
+    def other_base(model: Any, config: dict[str, Any], vocab_size: int) -> Any:
+        return share(model, {**config, "rope_parameters": {"rope_type": "default", "rope_theta": 2.0}}, vocab_size)
 
     monkeypatch.setattr(huggingface, "from_huggingface", other_base)
     assert make().decoder is None

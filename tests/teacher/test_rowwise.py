@@ -77,7 +77,7 @@ def test_it_ends_at_the_context(tokenizer: Tokenizer, one_thread: None) -> None:
 def test_where_long_factors_begin_it_goes_on_as_the_models_own(
     kind: str, tokenizer: Tokenizer, one_thread: None
 ) -> None:
-    """Phi-3 begins with a new cache there, and Llama keeps the old one."""
+    """Phi-3 begins with a new cache there, and Llama keeps the old one. 5.17 loses Phi-3's text: hence the slow way."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
     phi = {"original_max_position_embeddings": 32} if kind == "Phi3" else {}
@@ -87,8 +87,11 @@ def test_where_long_factors_begin_it_goes_on_as_the_models_own(
     for start in range(1, 6):
         prompt = list(range(start, start + 28))
         [ours] = generate(teacher.generator(), [prompt], max_new_tokens=12, end_ids=())
-        theirs = teacher.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
-        assert ours == theirs[0, 28:].tolist()
+        if kind == "Phi3":
+            assert ours == greedy(teacher.model, prompt, 12)
+        else:
+            theirs = teacher.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
+            assert ours == theirs[0, 28:].tolist()
 
 
 def test_a_decoder_that_sees_everything_serves_texts_within_the_window(tokenizer: Tokenizer, one_thread: None) -> None:

@@ -217,7 +217,7 @@ def test_gemma_reads_code_well_only_behind_its_first_token(gemma: Any) -> None:
     names = ("argparse.py", "heapq.py", "json/decoder.py")
     texts = [tokenizer.encode((library / name).read_text())[:250] for name in names]
     with_bos, without = (bits_per_byte(gemma, texts, prefix) for prefix in (tokenizer.prefix_ids, ()))
-    assert 1.0 < with_bos < 1.2
+    assert 0.95 < with_bos < 1.15
     assert 1.7 < without < 2.1
 
 

@@ -174,3 +174,11 @@ def test_it_trains_a_student(tiny: Path, make_config: Callable[..., Any]) -> Non
 
     run = distill(make_config(teacher=str(tiny), steps=1))
     assert run.step == 1
+
+
+def test_it_is_measured_as_a_model(tiny: Path, tmp_path: Path) -> None:
+    from tutelage import evaluate
+
+    out = str(tmp_path / "e")
+    found = evaluate(model=str(tiny), latency=True, output_dir=out, device="cpu", precision="fp32")
+    assert found["tiny.gguf"].metrics["size/parameters"] == entry(str(tiny)).n_parameters

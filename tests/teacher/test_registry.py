@@ -3,10 +3,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file, save_file
 
 from tutelage import distill, evaluate, load_student
 from tutelage.errors import UserError
@@ -137,3 +141,60 @@ def test_a_student_directory_teaches(teacher_dir: Path) -> None:
     assert isinstance(teacher, DecoderTeacher)
     assert json.loads((teacher_dir / "config.json").read_text())["format"] == "tutelage"
     assert entry(str(teacher_dir)).vocab_size == 600
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The hub's local cache with two commits of a model, and a hub that does not answer; the commits by branch."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    home, commits = tmp_path / "hub" / "models--org--name", {"main": "a" * 40, "old": "b" * 40}
+    for branch, commit in commits.items():
+        shutil.copytree(llama_dir, home / "snapshots" / commit)
+        (home / "refs").mkdir(exist_ok=True)
+        (home / "refs" / branch).write_text(commit)
+    weights = home / "snapshots" / commits["old"] / "model.safetensors"
+    changed = {key: -tensor for key, tensor in load_file(weights).items()}
+    save_file(changed, weights, {"format": "pt"})
+    return commits
+
+
+def test_the_commit_that_was_loaded_is_what_a_run_records_resumes_and_is_scored_with(
+    hub_cache: dict[str, str], tmp_path: Path, make_config: Callable[..., RunConfig]
+) -> None:
+    for branch, commit in hub_cache.items():
+        name = "org/name" if branch == "main" else f"org/name@{branch}"
+        run = distill(make_config(teacher=name, steps=2, stop_after=1, output_dir=str(tmp_path / branch)))
+        recorded = yaml.safe_load((run.path / "config.yaml").read_text())["teacher"]
+        assert recorded == f"org/name@{commit}"
+    kept = load_teacher(recorded)
+    assert kept.spec.revision == hub_cache["old"]
+    assert kept.spec.weights != load_teacher("org/name").spec.weights
+    for ref in (tmp_path / "hub" / "models--org--name" / "refs").iterdir():
+        ref.write_text(hub_cache["main"])  # the branch has gone on
+    again = make_config(teacher=recorded, steps=2, resume=str(run.path))
+    assert distill(again).step == 2
+    models = f"{run.path},teacher:{recorded}"
+    scored = evaluate(model=models, fidelity=True, output_dir=str(tmp_path / "e"), eval_rows=2, precision="fp32")
+    assert list(scored) == ["old", f"teacher:org/name@{hub_cache['old'][:12]}"]
+
+
+@pytest.mark.parametrize("packing", ["int8", "nf4"])
+def test_packed_weights_teach_and_a_run_keeps_them(
+    packing: Literal["int8", "nf4"], llama_dir: Path, tmp_path: Path, make_config: Callable[..., RunConfig]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = make_config(teacher=str(llama_dir), teacher_quantization=packing, steps=2, stop_after=1)
+    run = distill(config)
+    resumed = replace(config, resume=str(run.path), stop_after=None)
+    with pytest.raises(UserError, match=rf"teacher.quantisation was {packing}, is None"):
+        distill(replace(resumed, teacher_quantization=None))
+    assert distill(resumed).step == 2
+    options: dict[str, Any] = {"fidelity": True, "eval_rows": 2, "device": "cpu", "precision": "fp32"}
+    models = f"{run.path},teacher:{llama_dir}"
+    for said, dtype in ((None, f"{packing}, fp32"), ("none", "fp32")):
+        evaluate(model=models, output_dir=str(tmp_path / "e"), teacher_quantization=said, **options)
+        found = json.loads((tmp_path / "e" / "results.json").read_text())
+        assert found["settings"]["dtypes"][f"teacher:{llama_dir}"] == dtype

@@ -15,7 +15,7 @@ from tutelage.errors import UserError
 
 SPECIALS = ("eos_token", "bos_token", "pad_token", "unk_token")
 RECORD = "tutelage"
-"""Under this name `tokenizer_config.json` holds, in directories of ours, how texts begin and end."""
+"""Under this name the `tokenizer_config.json` that we write holds how texts begin and end."""
 OLDER = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """What older formats consist of, which transformers converts."""
 
@@ -44,12 +44,14 @@ def read_folder(directory: Path, *, ours: bool = False) -> Source:
         return _around(directory, tokenizer.backend_tokenizer, special_texts(tokenizer), None)
     backend = read_backend(directory / "tokenizer.json")
     config = read_json(directory / "tokenizer_config.json")
-    if RECORD in config or ours:
-        record = config.get(RECORD, {})
+    record = config.get(RECORD, {})
+    if ours:
         prefix, ends = tuple(record.get("prefix_ids", ())), tuple(record.get("end_ids", ()))
         specials = {name: text for name in SPECIALS if (text := _text(config.get(name)))}
         return Source(backend, specials, _template(directory, config), prefix, ends, record.get("document_end"))
-    return _around(directory, backend, {}, config.get("add_bos_token"))
+    found = _around(directory, backend, {}, config.get("add_bos_token"))
+    ends = (*found.end_ids, *record.get("end_ids", ()))
+    return found._replace(end_ids=ends, document_end=record.get("document_end"))
 
 
 def read_backend(path: Path) -> Backend:

@@ -19,7 +19,7 @@ from tutelage.kernels.linear_divergence import DenseTeacher
 from tutelage.student.cache import CausalLM
 from tutelage.student.huggingface import from_huggingface
 from tutelage.teacher.fingerprint import weights_fingerprint
-from tutelage.teacher.load_errors import load_errors, one_line
+from tutelage.teacher.load_errors import load_errors, one_line, packing_errors
 from tutelage.teacher.preflight import preflight
 from tutelage.teacher.probe import Probe, check_head, check_weights, count
 from tutelage.teacher.rowwise import RowwiseLM, WindowedLM
@@ -122,12 +122,13 @@ def load(
         config._attn_implementation = None  # what the architecture has here, not what its makers had installed
         tokenizer = Tokenizer.from_directory(folder)
         tokenizer.check_spelling(name)
-        if device == "meta":
-            model = _skeleton(name, config, dtype)
-        else:
-            model = _pretrained(name, source, commit, config, device, dtype, quantisation)
-        shown = folder.name if local else source
-        return teach(name, model, tokenizer, shown, revision=commit, quantisation=quantisation)
+        with packing_errors(name, source, config):
+            if device == "meta":
+                model = _skeleton(name, config, dtype)
+            else:
+                model = _pretrained(name, source, commit, config, device, dtype, quantisation)
+            shown = folder.name if local else source
+            return teach(name, model, tokenizer, shown, revision=commit, quantisation=quantisation)
 
 
 def teach(

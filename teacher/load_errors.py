@@ -39,6 +39,23 @@ def load_errors(name: str, source: str, device: str, dtype: torch.dtype) -> Iter
         ) from error
 
 
+@contextmanager
+def packing_errors(name: str, source: str, config: Any) -> Iterator[None]:
+    """Names how the weights are packed in what goes wrong with them, if they are."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        packing = getattr(config, "quantization_config", None)
+        if not isinstance(packing, dict) or out_of_memory(error):
+            raise
+        raise UserError(
+            f"teacher {name}: {source} is packed by {packing.get('quant_method')}, which does not work here"
+            f" ({one_line(error)}): choose the unpacked model"
+        ) from error
+
+
 def _mismatch(source: str) -> str:
     """The first weight whose size is another, with both."""
     from safetensors import safe_open

@@ -88,10 +88,10 @@ def _check_code(name: str, config: dict[str, Any]) -> None:
     if kind is None or kind in CONFIG_MAPPING:
         return
     files = sorted({str(value).split(".")[0] for value in (config.get("auto_map") or {}).values()})
-    brings = f"brings code of its own ({', '.join(files)}.py), which is never executed" if files else "is not known"
+    brings = f", but to code of its own ({', '.join(files)}.py), which is never executed" if files else ""
     raise UserError(
-        f"{name}: its architecture {kind} {brings} to transformers {__version__}: update transformers, choose another"
-        ' --teacher, or wrap it in a teacher of your own (CONTRIBUTING.md, "Adding a part")'
+        f"{name}: its architecture {kind} is not known to transformers {__version__}{brings}: update transformers,"
+        ' choose another --teacher, or wrap it in a teacher of your own (CONTRIBUTING.md, "Adding a part")'
     )
 
 

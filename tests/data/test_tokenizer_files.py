@@ -166,6 +166,14 @@ def test_generation_ends_where_the_generation_configuration_says(byte_level: Pat
     assert Tokenizer.from_directory(byte_level).end_ids == {0, 7}
 
 
+def test_what_stands_beside_a_tokenizer_of_ours_is_read_too(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    edit(tmp_path / "generation_config.json", eos_token_id=[0, 7])
+    edit(tmp_path / "tokenizer_config.json", bos_token="!", add_bos_token=True)
+    read = Tokenizer.from_directory(tmp_path)
+    assert (read.end_ids, read.prefix_ids) == ({0, 7}, (read.encode("!")[0],))
+
+
 def test_special_tokens_that_only_other_files_name(byte_level: Path) -> None:
     (byte_level / "tokenizer_config.json").unlink()  # as GPT-2's, whose class knows them
     with pytest.raises(UserError, match="names no end-of-text token"):

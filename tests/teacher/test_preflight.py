@@ -90,6 +90,15 @@ def test_packed_weights_without_what_they_need_are_one_line_everywhere(
     assert not (tmp_path / "run").exists()
 
 
+def test_whole_weights_that_are_said_to_be_packed_are_one_line(llama_dir: Path, tmp_path: Path) -> None:
+    """They load, and fail when they are used."""
+    pytest.importorskip("bitsandbytes")
+    folder = edited(
+        llama_dir, tmp_path / "m7", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+    )
+    assert "packed by bitsandbytes" in line(lambda: load_teacher(str(folder)))
+
+
 @pytest.mark.parametrize("method", ["fp8", "mxfp4"])
 def test_what_transformers_unpacks_without_help_still_loads(method: str, llama_dir: Path, tmp_path: Path) -> None:
     packing = {"quant_method": method, "weight_block_size": [128, 128]}
@@ -112,7 +121,7 @@ def test_code_in_a_folder_is_named_and_never_executed(
     (folder / "modeling_mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     said = line(lambda: distill(make_config(teacher=str(folder))))
-    assert "own: its architecture mine brings code of its own (modeling_mine.py), which is never executed" in said
+    assert "but to code of its own (modeling_mine.py), which is never executed" in said
     assert "never executed" in line(lambda: evaluate(model=str(folder), latency=True, output_dir=str(tmp_path / "e")))
     assert not (tmp_path / "ran").exists()
 

@@ -95,7 +95,7 @@ def test_a_second_sigterm_leaves_in_the_middle_of_the_save_and_the_older_step_st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.long)])
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
     times: int, tiny_flags: list[str], script_env: dict[str, str], tmp_path: Path, root: Path
 ) -> None:

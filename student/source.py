@@ -12,10 +12,10 @@ import torch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError, unknown
 from tutelage.hub import LOCAL, check_reachable, small_files, split_revision
-from tutelage.runs import STUDENT, checkpoints, named
+from tutelage.runs import STUDENT, checkpoints, is_student, named
 from tutelage.student.config import StudentConfig
 from tutelage.student.huggingface import ARCHITECTURES, config_from_huggingface, from_huggingface
-from tutelage.student.weights import Student, find_student, is_student, load_student, read_config
+from tutelage.student.weights import Student, find_student, load_student, read_config
 
 INITS = ("random", "embeddings", "layers")
 """Initial weights that need no source."""

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from tutelage.data.tokenizer import Tokenizer, check_fingerprint
 from tutelage.errors import UserError
-from tutelage.runs import STUDENT, checkpoint
+from tutelage.runs import FORMAT, STUDENT, checkpoint, is_student
 from tutelage.student.config import StudentConfig
 from tutelage.student.decoder import Decoder
 from tutelage.student.generate import generate
-
-FORMAT = "tutelage"
 
 
 @dataclass(frozen=True)
@@ -107,12 +105,3 @@ def find_student(path: Path) -> Path:
     if newest is None:
         raise UserError(f"no student at {path}: expected a run, a checkpoint or a student directory")
     return newest / STUDENT
-
-
-def is_student(directory: Path) -> bool:
-    """Whether the directory holds a student of ours (and not, say, a transformers checkpoint)."""
-    try:
-        record = json.loads((directory / "config.json").read_text())
-        return isinstance(record, dict) and record.get("format") == FORMAT
-    except (OSError, ValueError):
-        return False

@@ -1,20 +1,20 @@
 """A teacher before it is loaded: its sizes and what suits it, read from small files. Importing this costs nothing."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from tutelage.runs import FORMAT, is_student
 from tutelage.teacher.gguf_file import read
 from tutelage.teacher.preflight import ADAPTER, CONFIG, model_config
 
 CODE = "mbpp,hub:DaniilOr/humanized_cleaned_code"
 BYTES = {None: 2.0, "int8": 1.1, "nf4": 0.6}
 """What a parameter takes in memory, by how weights are packed; bf16 where they are not."""
-FORMAT, GGUF = "tutelage", ".gguf"
-"""How a student directory of ours calls itself in its configuration, and how files that we unpack end."""
+GGUF = ".gguf"
+"""How files that we unpack end."""
 WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
 """Names that architectures give one thing."""
@@ -87,16 +87,7 @@ def is_foreign(path: Path) -> bool:
         return path.is_file()
     if (path / ADAPTER).is_file():
         return True
-    return (path / CONFIG).is_file() and not is_ours(path)
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether a folder says that it holds a student of ours."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("format") == FORMAT
+    return (path / CONFIG).is_file() and not is_student(path)
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError, unknown
 from tutelage.hub import split_revision
-from tutelage.runs import STUDENT, checkpoint, named
+from tutelage.runs import STUDENT, checkpoint, is_student, named
 from tutelage.teacher.entry import CODE, GGUF, TeacherEntry, of_folder, of_gguf
 
 if TYPE_CHECKING:
@@ -99,7 +99,6 @@ def load_teacher(
     known = entry(name, quantisation)
     import torch
 
-    from tutelage.student.weights import is_student
     from tutelage.teacher.load_errors import load_errors
 
     dtype = dtype or torch.bfloat16

@@ -16,6 +16,17 @@ log = logging.getLogger(__name__)
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "env.json", "metrics.jsonl"
 STATE, STUDENT = "state.json", "student"
 """Of a checkpoint."""
+FORMAT = "tutelage"
+"""How a student directory calls itself in its config.json."""
+
+
+def is_student(directory: Path) -> bool:
+    """Whether the directory holds a student of ours (and not, say, a transformers checkpoint)."""
+    try:
+        record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("format") == FORMAT
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 
 from tutelage.data.tokenizer import train
 from tutelage.errors import UserError
+from tutelage.runs import is_student
 from tutelage.store import publish
 from tutelage.student.config import StudentOptions, resolve
 from tutelage.student.decoder import Decoder
 from tutelage.student.generate import generate
 from tutelage.student.weights import (
     find_student,
-    is_student,
     load_student,
     save_student,
 )

@@ -14,8 +14,8 @@ from tutelage.data.batch import Batch
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.errors import UserError
 from tutelage.kernels.reference import teacher_logits
+from tutelage.runs import is_student
 from tutelage.store import sha256
-from tutelage.student.weights import is_student
 from tutelage.teacher import gguf
 from tutelage.teacher.registry import entry, load_teacher
 
